@@ -1,0 +1,57 @@
+"""What `prepare` prints: samples with the loss mask made visible, and the counts of the file that was written."""
+
+import numpy as np
+
+from hetlora.prepare.data_file import Prepared, prompt_length
+from hetlora.prepare.splits import PART_NAMES
+from hetlora.prepare.tokenizer import TextTokenizer
+
+LONGEST = 1500  # tokens of a sample that are printed
+
+
+def marked_text(ids: np.ndarray, mask: np.ndarray, vocabulary: list[bytes]) -> str:
+    """The text of a sequence with every run of loss tokens in [[ ]]."""
+    pieces, inside = [], False
+    for index, flag in zip(ids, mask, strict=True):
+        if bool(flag) != inside:
+            pieces.append(b"[[" if flag else b"]]")
+            inside = bool(flag)
+        pieces.append(vocabulary[index])
+    return b"".join(pieces + ([b"]]"] if inside else [])).decode("utf-8", errors="replace")
+
+
+def print_samples(prepared: Prepared, tokenizer: TextTokenizer, n: int) -> None:
+    """Print `n` sequences, the first ones of clients spread evenly (of the only client if there is one)."""
+    vocabulary = tokenizer.vocabulary() if n else []
+    pool = [(client, client.sequences[0]) for client in prepared.clients]
+    if len(pool) == 1:
+        pool = [(prepared.clients[0], sequence) for sequence in prepared.clients[0].sequences]
+    shown = min(n, len(pool))
+    for client, sequence in [pool[i * len(pool) // shown] for i in range(shown)]:
+        label = "" if sequence.label < 0 else f", label {prepared.labels[sequence.label]}"
+        cut = f", first {LONGEST} shown" if len(sequence.ids) > LONGEST else ""
+        print(
+            f"--- client {client.name}, {PART_NAMES[sequence.part]}{label}: {len(sequence.ids)} tokens, "
+            f"{int(sequence.mask.sum())} loss tokens, prompt_length {prompt_length(sequence.mask)}{cut}"
+        )
+        print(marked_text(sequence.ids[:LONGEST], sequence.mask[:LONGEST], vocabulary))
+    if n:
+        print("---")
+
+
+def print_summary(
+    path: str, prepared: Prepared, tokenizer: TextTokenizer, style: str, summary: dict, seconds: float
+) -> None:
+    """Print the counts that `describe` made."""
+    print(
+        f"wrote {path}: {summary['clients']} clients ({summary['held_out']} held out), {summary['tokens']:,} tokens, "
+        f"{summary['loss_tokens']:,} loss tokens ({summary['loss_tokens'] / summary['tokens']:.1%}), {seconds:.1f} s"
+    )
+    print(f"  tokenizer {tokenizer.name} ({tokenizer.vocab_size} tokens), style {style}, licence {prepared.license}")
+    for part, counts in summary["parts"].items():
+        print(
+            f"  {part:<5} {counts['sequences']:>7,} sequences {counts['tokens']:>12,} tokens "
+            f"{counts['loss_tokens']:>12,} loss tokens"
+        )
+    if prepared.labels:
+        print(f"  labels: {', '.join(prepared.labels[:20])}{' ...' if len(prepared.labels) > 20 else ''}")

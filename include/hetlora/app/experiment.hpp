@@ -1,0 +1,50 @@
+// An experiment: everything that `hetlora run` builds from its settings, and the loop over rounds.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "hetlora/base/terminal.hpp"
+#include "hetlora/comm/transport.hpp"
+#include "hetlora/config/settings.hpp"
+#include "hetlora/data/corpus.hpp"
+#include "hetlora/fed/population.hpp"
+#include "hetlora/fed/round.hpp"
+#include "hetlora/fed/strategy.hpp"
+#include "hetlora/model/engine.hpp"
+#include "hetlora/train/evaluation.hpp"
+
+namespace hetlora {
+
+/// The parts that `run`, `check` and `evaluate` share, built and checked in the same way on every mpi_rank.
+struct Experiment {
+    Settings settings;  ///< with everything that was chosen automatically filled in
+    Strategy strategy;
+    LlamaWeights weights;
+    AdapterLayout layout;
+    std::unique_ptr<Engine> engine;
+    std::unique_ptr<Corpus> corpus;
+    std::unique_ptr<Population> population;
+    std::vector<WindowRef> evaluation_windows;
+    std::string base_sha256;  ///< on root only
+    std::string data_sha256;  ///< on root only
+};
+
+/// Loads model and data, draws the lora_ranks and checks that all of it fits together.
+/// @throws AgreedError on every mpi_rank
+[[nodiscard]] Experiment build_experiment(Transport& transport, const Settings& settings);
+
+/// What the user is told before training: clients, ranks drawn, parameters, bytes a round, threads, device.
+[[nodiscard]] std::string describe_experiment(const Experiment& experiment, const Transport& transport);
+
+/// Evaluates an adapter (canonical form at rank_max; the same on all mpi_ranks) on the evaluation windows, sharded over
+/// mpi_ranks. The sums are the same bits for any number of mpi_ranks, and known to all of them.
+[[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                             std::span<const WindowRef> windows);
+
+/// Runs all rounds and writes the run folder. Returns the process's exit code.
+int run_experiment(Transport& transport, Experiment& experiment, Terminal& terminal, const std::string& command_line);
+
+}  // namespace hetlora

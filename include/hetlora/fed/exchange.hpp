@@ -1,0 +1,44 @@
+// The collectives of one round, all in this file. Their number is fixed (it does not depend on what happened), and
+// every mpi_rank calls every one of them, in this order:
+//
+//   1. broadcast_adapter       root's global adapter to all
+//   2. (agree() over the training of this round, comm/agree.hpp)
+//   3. gather_reports          one record per client to root
+//   4. reduce_uploads          flags of used weights to all, then the weighted sums to root
+//   5. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "hetlora/comm/transport.hpp"
+#include "hetlora/config/settings.hpp"
+#include "hetlora/fed/aggregate.hpp"
+#include "hetlora/fed/client_report.hpp"
+#include "hetlora/fed/plan.hpp"
+#include "hetlora/fed/population.hpp"
+
+namespace hetlora {
+
+/// Copies root's global adapter (canonical form) to all mpi_ranks.
+/// With Precision::fp32 the values travel as fp32, and root's own copy is rounded too, so that all have the same bits.
+void broadcast_adapter(Transport& transport, std::span<double> global, Precision wire);
+
+/// Collects every mpi_rank's reports.
+/// @return on root all reports in cohort order, elsewhere nothing
+/// @throws Error (bug) on root if a client of the plan is missing or reported twice
+[[nodiscard]] std::vector<ClientReport> gather_reports(Transport& transport, const RoundPlan& plan,
+                                                       std::span<const ClientReport> mine);
+
+/// Sums the accumulators of all mpi_ranks.
+/// @return on root P(rank_max) sums in canonical form, elsewhere nothing. With the exact reduction these are the fp64
+///         values nearest to the exact sums, whatever the number of mpi_ranks
+[[nodiscard]] std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator);
+
+/// Writes the cohort's lora_ranks after pruning into every mpi_rank's population (dropped clients keep theirs).
+/// @param reports root's reports in cohort order; ignored elsewhere
+void broadcast_lora_ranks(Transport& transport, const RoundPlan& plan, std::span<const ClientReport> reports,
+                          Population& population);
+
+}  // namespace hetlora

@@ -1,0 +1,65 @@
+// One federated round, from the global adapter to the next one. Read this file and round.cpp to know what a round is:
+//
+//   all    plan    = make_round_plan(seed, round, population)        pure function: cohort, lora_ranks, packs
+//   all    broadcast the global adapter                               collective
+//   each   train the packs of this mpi_rank, prune, add to the sums   no communication
+//   all    agree that everybody succeeded                             collective
+//   all    gather reports, reduce the weighted sums to root           collective
+//   root   merge: the next global adapter
+//   all    take over the lora_ranks after pruning                     collective
+#pragma once
+
+#include <vector>
+
+#include "hetlora/comm/transport.hpp"
+#include "hetlora/config/settings.hpp"
+#include "hetlora/fed/aggregate.hpp"
+#include "hetlora/fed/initial_adapter.hpp"
+#include "hetlora/fed/merge.hpp"
+#include "hetlora/fed/plan.hpp"
+#include "hetlora/fed/strategy.hpp"
+#include "hetlora/train/local_training.hpp"
+
+namespace hetlora {
+
+/// What all rounds of an experiment share. References must outlive the rounds.
+struct RoundContext {
+    Transport& transport;
+    Engine& engine;
+    const Corpus& corpus;
+    Population& population;
+    UploadAccumulator& accumulator;
+    const Settings& settings;
+    const Strategy& strategy;
+    AdapterInitLaw init;
+    PlanOptions plan;
+};
+
+/// A participation as a replay needs it; gathered only where a trace is wanted.
+struct TracedClient {
+    std::int64_t cohort_index = 0;
+    std::vector<double> sent;  ///< canonical form at the lora_rank after pruning; as trained where the client was dropped
+    std::vector<StepRecord> steps;
+};
+
+/// What root knows after a round; elsewhere only `plan` is filled.
+struct RoundOutcome {
+    RoundPlan plan;
+    std::vector<ClientReport> reports;  ///< in cohort order
+    std::vector<TracedClient> traced;   ///< in cohort order; empty without output.trace
+    MergeResult merge;
+    double learning_rate = 0.0;
+    double t_train_s = 0.0;      ///< of the slowest mpi_rank
+    double t_comm_s = 0.0;       ///< root's time in collectives, waiting for slower mpi_ranks included
+    double t_aggregate_s = 0.0;  ///< root's time in the merge
+};
+
+/// s in W0 + s B A of a client of this lora_rank (lora.scale_rule). Only `constant` is the same for all.
+[[nodiscard]] double lora_scale(const LoraSettings& settings, std::int64_t lora_rank);
+
+/// Runs round `round` (1-based) from `global` (root's values count; everybody's copy is overwritten with them).
+/// @throws AgreedError on every mpi_rank if one of them failed; Error (training) on every mpi_rank if clients were dropped
+///         and the policy says stop, or more than half of the cohort was
+[[nodiscard]] RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vector<double>& global);
+
+}  // namespace hetlora

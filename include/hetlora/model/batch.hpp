@@ -1,0 +1,31 @@
+// Builds the TokenBatch of a pass from sequences of tokens: flat rows, sequence spans, loss rows, adapter runs.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "hetlora/model/engine.hpp"
+
+namespace hetlora {
+
+/// One sequence: inputs, and for each the token that follows (-1: carries no loss).
+struct BatchSequence {
+    std::span<const std::int32_t> inputs;
+    std::span<const std::int32_t> targets;
+};
+
+/// The sequences of one client in a pass, and its adapter (null: the base alone).
+struct BatchClient {
+    AdapterGroup* group = nullptr;
+    std::int64_t client_in_group = 0;
+    std::uint64_t dropout_seed = 0;
+    std::vector<BatchSequence> sequences;
+};
+
+/// Rows in the order given. Consecutive clients of one group with consecutive indices and equally many rows share a run.
+/// The loss of a client's rows is weighted by 1 / (its own number of loss tokens).
+/// @throws Error (input) for a sequence longer than the model's positions or a token outside the vocabulary
+[[nodiscard]] TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> clients);
+
+}  // namespace hetlora

@@ -1,0 +1,84 @@
+// The training step of a pack: forward and explicit backward of a frozen Llama-type model over flat token rows.
+//
+// Sequences of many clients lie one after another; every frozen matrix is passed once, as one GEMM over all rows. The
+// backward is written out: no gradient of a frozen weight is ever formed, it stops at the first adapted layer, and the
+// head runs only on rows that carry loss, in chunks. Autograd over model/reference.hpp is its oracle in the tests.
+// Shape letters: N token rows, D hidden, X = H*E + 2*K*E stacked q, k, v, I feed-forward, L loss rows, V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "hetlora/model/lora.hpp"
+#include "hetlora/model/weights.hpp"
+#include "hetlora/tensor/arena.hpp"
+
+namespace hetlora {
+
+/// Keys and values of the tokens that each sequence has seen so far, for generation.
+struct KeyValueCache {
+    KeyValueCache(const LlamaWeights& weights, std::int64_t sequences, std::int64_t max_length);
+
+    std::vector<at::Tensor> k_SMK;  ///< per layer [sequences, max_length, K*E], keys after rotary
+    std::vector<at::Tensor> v_SMK;
+    std::vector<std::int64_t> length;  ///< tokens held, per sequence; advanced by Engine::logits
+};
+
+/// One pass over a pack. Rows of a client are consecutive, and sequences do not cross clients.
+struct TokenBatch {
+    at::Tensor token_N;                ///< int64
+    at::Tensor position_N;             ///< int32, CPU
+    std::vector<AttentionSpan> spans;  ///< the sequences
+    at::Tensor loss_row_L;             ///< int64, the rows whose prediction counts, ascending
+    at::Tensor target_L;               ///< int64, the token that follows each of them
+    at::Tensor row_scale_L;            ///< weight of each row's loss in its client's objective: 1 / loss tokens of the client
+    std::vector<RowRun> runs;          ///< which rows belong to which adapters
+    /// Generation only: span i continues sequence i of the cache, either from nothing or by one token.
+    KeyValueCache* cache = nullptr;
+};
+
+/// Losses of the loss rows (natural logarithm), and whether the target was the most likely token.
+struct RowLosses {
+    std::vector<double> loss_L;
+    std::vector<std::uint8_t> correct_L;
+};
+
+class Engine {
+public:
+    /// @param lora_scale s in W0 + s B A, the same for every lora_rank
+    Engine(const LlamaWeights& weights, const AdapterLayout& layout, double lora_scale);
+
+    /// Forward and backward: fills the gradients of the adapters named in batch.runs (overwriting them) with those of
+    /// sum over rows of row_scale * loss. @param dropout probability on the adapters' inputs
+    [[nodiscard]] RowLosses train(const TokenBatch& batch, double dropout = 0.0);
+    /// Forward only; runs without adapters (an empty list) evaluate the base.
+    [[nodiscard]] RowLosses evaluate(const TokenBatch& batch);
+    /// Logits [L, V] of the batch's loss rows (target_L and row_scale_L are not read).
+    [[nodiscard]] at::Tensor logits(const TokenBatch& batch);
+
+    [[nodiscard]] const LlamaWeights& weights() const { return weights_; }
+    [[nodiscard]] double lora_scale() const { return lora_scale_; }
+    [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
+    /// Matrix of the layout for (layer, target index as in lora_target_names()), or -1.
+    [[nodiscard]] int matrix_of(std::size_t layer, int target) const { return placement_[layer][static_cast<std::size_t>(target)]; }
+    [[nodiscard]] std::int64_t arena_bytes() const { return arena_.capacity_bytes(); }
+
+private:
+    struct Saved;  // activations of one layer that its backward needs
+
+    [[nodiscard]] at::Tensor forward(const TokenBatch& batch, const LoraPass& pass, std::vector<Saved>* saved);
+    [[nodiscard]] at::Tensor layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const at::Tensor& x_ND,
+                                           Saved* saved);
+    void layer_backward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const Saved& saved, at::Tensor dx_ND);
+    /// Losses of the loss rows; with dx the gradient with respect to the last layer's output is written there.
+    [[nodiscard]] RowLosses head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
+
+    const LlamaWeights& weights_;
+    AdapterLayout layout_;
+    double lora_scale_;
+    std::vector<std::vector<int>> placement_;  // [layer][target] -> matrix or -1
+    std::size_t first_adapted_ = 0;
+    Arena arena_;
+};
+
+}  // namespace hetlora

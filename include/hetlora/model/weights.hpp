@@ -1,0 +1,53 @@
+// The frozen weights of a Llama-type model on one device, laid out for few, large GEMMs.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "hetlora/model/config.hpp"
+#include "hetlora/tensor/ops.hpp"
+#include "hetlora/tensor/torch.hpp"
+
+namespace hetlora {
+
+/// One transformer layer. Matrices that read the same input are stacked, so that they are one GEMM.
+struct LayerWeights {
+    at::Tensor input_norm_D;
+    at::Tensor qkv_XD;      ///< [q | k | v] rows: [H*E + 2*K*E, D]
+    at::Tensor o_DX;        ///< [D, H*E]
+    at::Tensor mlp_norm_D;
+    at::Tensor gate_up_ID;  ///< [gate | up] rows: [2*I, D]
+    at::Tensor down_DI;     ///< [D, I]
+};
+
+struct LlamaWeights {
+    ModelConfig config;
+    at::Tensor embedding_VD;
+    std::vector<LayerWeights> layer;
+    at::Tensor final_norm_D;
+    at::Tensor head_VD;  ///< the same tensor as embedding_VD where the head is tied
+    ops::RotaryTable rotary;
+
+    [[nodiscard]] at::TensorOptions options() const { return embedding_VD.options(); }
+};
+
+/// A tensor of a checkpoint and where it lies in LlamaWeights: the one table of names, used for reading and writing.
+struct NamedWeight {
+    std::string name;  ///< Hugging Face name
+    at::Tensor tensor; ///< a view into the weights
+};
+[[nodiscard]] std::vector<NamedWeight> named_weights(const LlamaWeights& weights);
+
+/// Uninitialised weights of this architecture.
+[[nodiscard]] LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions& options);
+
+/// Reads a Hugging Face folder (model.safetensors, or sharded with an index; F32, F16 or BF16), memory-mapped.
+/// @param dtype of the weights in memory (float or double)
+/// @throws Error (input) for a missing, misshapen, non-floating or unused tensor, each named.
+[[nodiscard]] LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device);
+
+/// Writes config.json and model.safetensors (dtype float32 or bfloat16). Files are written whole or not at all.
+void save_weights(const LlamaWeights& weights, const std::filesystem::path& folder, at::ScalarType dtype);
+
+}  // namespace hetlora

@@ -1,0 +1,76 @@
+// run.h5, the log of one run: what was measured in each round, by whom, and where it all came from.
+//
+// Schema "hetlora-run" version 1, described in docs/run-log.md; xarray opens every group as it is. One process writes
+// (the MPI root). A round becomes visible in one step: its rows are appended and flushed, then the root attribute
+// `committed_rounds` is raised and flushed; readers take only that many rounds. After a crash the rows beyond it are
+// cut off by reopen().
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "hetlora/store/run_log_rows.hpp"
+
+namespace hetlora {
+
+inline constexpr const char* run_log_schema_name = "hetlora-run";
+inline constexpr int run_log_schema_version = 1;
+
+/// A metric beyond loss, perplexity and accuracy; stored as the column eval_<name> of /rounds.
+struct ExtraMetric {
+    std::string name{};
+    std::string units = "1";
+    std::string long_name{};
+};
+
+/// What is known of a run before its first round.
+struct RunLogHeader {
+    std::string run_id{};
+    std::string creator_version{};
+    std::int64_t rank_max = 0;  ///< slots of the global adapter
+    std::vector<ExtraMetric> extra_metrics{};
+    std::vector<ClientRow> clients{};  ///< all clients; their index is the `client` of the participations
+    Provenance provenance{};
+};
+
+/// Writes run.h5. Move-only.
+class RunLog {
+public:
+    /// Creates the file with all groups, no rounds.
+    /// @throws Error (environment) if the file exists or cannot be written; a half-made file is removed.
+    [[nodiscard]] static RunLog create(const std::filesystem::path& path, const RunLogHeader& header);
+    /// Opens an existing log to go on after `keep_rounds` committed rows (row 0 included); later rows are cut off.
+    /// @throws Error (input) if it is no log of this schema or has fewer committed rows.
+    [[nodiscard]] static RunLog reopen(const std::filesystem::path& path, std::int64_t keep_rounds);
+
+    RunLog(RunLog&&) noexcept;
+    RunLog& operator=(RunLog&&) noexcept;
+    /// Closes without reporting; call close() to learn of failures.
+    ~RunLog();
+
+    /// Appends one round and commits it. Call once per round, for row 0 first (participation empty). If it throws,
+    /// nothing is committed and the same round may be appended again.
+    /// @pre row.round == committed_rounds(); every participation has this round; slots have rank_max elements;
+    ///      row.extra_metrics is empty or has one value per extra metric
+    void append_round(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots);
+    /// Fills eval_loss_base and eval_loss_final of /clients, one value per client (NaN where not measured), and
+    /// flushes.
+    void set_client_final(std::span<const double> eval_loss_base, std::span<const double> eval_loss_final);
+    /// Adds or replaces attributes of /provenance (resumes, end time), and flushes.
+    void add_provenance(const Provenance& provenance);
+
+    /// Rows of /rounds that are committed, row 0 included.
+    [[nodiscard]] std::int64_t committed_rounds() const noexcept;
+    /// Flushes and closes. @throws Error (environment) if HDF5 could not write the file out.
+    void close();
+
+private:
+    struct Impl;
+    explicit RunLog(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hetlora

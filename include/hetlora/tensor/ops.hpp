@@ -1,0 +1,78 @@
+// The operations of a transformer step between two GEMMs, on tensors of flat token rows.
+//
+// On the CPU they run the kernels of tensor/kernels.hpp, spread over rows by at::parallel_for; on any other device
+// they run compositions of ATen's own ops (namespace `aten`), which the tests also hold against the kernels.
+// A row's result never depends on other rows, except inside one sequence of attention.
+// Shape letters: N token rows, D width, I feed-forward width, H query heads, K key/value heads, E head size, L loss rows,
+// V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "hetlora/tensor/kernels.hpp"
+#include "hetlora/tensor/torch.hpp"
+
+namespace hetlora::ops {
+
+/// y = x * rstd * w, rstd_N = (mean(x^2) + eps)^(-1/2). @pre x, y [N, D] contiguous, w [D], rstd [N] (or undefined)
+void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Tensor y_ND, at::Tensor rstd_N);
+/// dx += gradient of rms_norm.
+void rms_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& rstd_N,
+                       at::Tensor dx_ND);
+
+/// Cosines and sines [positions, E/2] of the rotary embedding: angle = position / theta^(2i/E). Angles are formed in
+/// float32 for float32 tables (as transformers does) and in float64 for float64 ones.
+struct RotaryTable {
+    at::Tensor cos;
+    at::Tensor sin;
+};
+[[nodiscard]] RotaryTable make_rotary_table(std::int64_t positions, std::int64_t head_size, double theta,
+                                            const at::TensorOptions& options);
+/// Rotates `heads` heads that start at column 0 of x (row stride may be larger than heads * E), in place.
+/// direction +1 forward, -1 its transpose (backward). @pre position_N int32 on the CPU
+void rotary(at::Tensor x_NX, std::int64_t heads, std::int64_t head_size, const RotaryTable& table,
+            const at::Tensor& position_N, int direction);
+
+/// out = silu(gate) * up for gate_up = [gate | up].
+void swiglu(const at::Tensor& gate_up_N2I, at::Tensor out_NI);
+void swiglu_backward(const at::Tensor& d_out_NI, const at::Tensor& gate_up_N2I, at::Tensor dgate_up_N2I);
+
+/// Causal attention with grouped queries inside each span; lse [N, H] is kept for the backward (may be undefined).
+/// q is [N, H*E], k and v [N, K*E], each possibly a column slice of one wider tensor.
+void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
+               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH);
+struct AttentionGradient {
+    at::Tensor q, k, v;
+};
+/// Writes dq, dk, dv (same strides as q, k, v).
+void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
+                        std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
+                        const at::Tensor& lse_NH, const at::Tensor& d_out, AttentionGradient gradient);
+
+/// Loss of each row in float64 (loss_L, CPU) and, where correct_L is not null, whether the target had the largest logit.
+/// With want_gradient the logits become row_scale_L * (softmax - onehot).
+void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, double* loss_L,
+                   std::uint8_t* correct_L, bool want_gradient);
+
+}  // namespace hetlora::ops
+
+namespace hetlora::aten {
+
+// The same operations from ATen's ops alone: for devices without kernels of ours, and as oracle in tests.
+void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Tensor y_ND, at::Tensor rstd_N);
+void rms_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& rstd_N,
+                       at::Tensor dx_ND);
+void rotary(at::Tensor x_NX, std::int64_t heads, std::int64_t head_size, const ops::RotaryTable& table,
+            const at::Tensor& position_N, int direction);
+void swiglu(const at::Tensor& gate_up_N2I, at::Tensor out_NI);
+void swiglu_backward(const at::Tensor& d_out_NI, const at::Tensor& gate_up_N2I, at::Tensor dgate_up_N2I);
+void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
+               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH);
+void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
+                        std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
+                        const at::Tensor& lse_NH, const at::Tensor& d_out, ops::AttentionGradient gradient);
+void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, double* loss_L,
+                   std::uint8_t* correct_L, bool want_gradient);
+
+}  // namespace hetlora::aten

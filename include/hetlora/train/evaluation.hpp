@@ -1,0 +1,34 @@
+// Evaluation of the base or of base + global adapter: token-weighted negative log-likelihood over loss tokens.
+//
+// Windows are batched by a rule that knows nothing of MPI ranks, and each batch gives its own sums: adding these in the
+// batches' order gives the same bits however the batches were shared out.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "hetlora/data/corpus.hpp"
+#include "hetlora/model/engine.hpp"
+
+namespace hetlora {
+
+/// Sums over the loss tokens of some windows.
+struct EvaluationSums {
+    double loss = 0.0;  ///< natural-log NLL
+    std::int64_t tokens = 0;
+    std::int64_t correct = 0;  ///< next token most likely
+
+    EvaluationSums& operator+=(const EvaluationSums& other);
+    [[nodiscard]] double mean_loss() const;
+    [[nodiscard]] double accuracy() const;
+};
+
+/// Indices of windows for each batch: longest first (few shapes, little waste), up to `batch_rows` rows a batch.
+[[nodiscard]] std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowRef> windows, std::int64_t batch_rows);
+
+/// Sums of one batch. @param adapter a group whose client 0 is evaluated; null: the base alone
+[[nodiscard]] EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
+                                            std::span<const std::size_t> batch, AdapterGroup* adapter);
+
+}  // namespace hetlora

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# `make tidy`: clang-tidy (.clang-tidy) on the C++ sources changed against HEAD, or on those named as arguments.
+set -euo pipefail
+cd -- "${BASH_SOURCE[0]%/*}/.."
+
+if ! command -v clang-tidy >/dev/null 2>&1; then
+    echo "tidy: clang-tidy not found - install the package clang-tidy (apt-get install clang-tidy)" >&2
+    exit 4
+fi
+files=("$@")
+if [ ${#files[@]} -eq 0 ]; then
+    mapfile -t files < <({
+        git diff --name-only --diff-filter=d HEAD -- '*.cpp' 2>/dev/null || true  # a repository without commits
+        git ls-files --others --exclude-standard -- '*.cpp'
+    })
+fi
+if [ ${#files[@]} -eq 0 ]; then
+    echo "tidy: no C++ source differs from HEAD"
+    exit 0
+fi
+clang-tidy --quiet -p build "${files[@]}"

@@ -1,0 +1,197 @@
+// From settings to an Experiment, with every check that can be made before training.
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <numeric>
+
+#include "hetlora/app/experiment.hpp"
+#include "hetlora/app/machine.hpp"
+#include "hetlora/base/error.hpp"
+#include "hetlora/base/sha256.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/comm/agree.hpp"
+#include "hetlora/fed/lora_ranks.hpp"
+#include "hetlora/store/safetensors.hpp"
+
+namespace hetlora {
+namespace {
+
+PartitionKind partition_kind(Partition partition) {
+    switch (partition) {
+        case Partition::iid:
+            return PartitionKind::iid;
+        case Partition::dirichlet:
+            return PartitionKind::dirichlet;
+        case Partition::natural:
+            break;
+    }
+    return PartitionKind::natural;
+}
+
+CorpusOptions corpus_options(const Settings& settings) {
+    const DataSettings& data = settings.data;
+    return {.sequence_length = data.sequence_length,
+            .overlap = data.overlap,
+            .partition = partition_kind(data.partition),
+            .partition_clients = data.partition_clients,
+            .dirichlet_alpha = data.dirichlet_alpha,
+            .seed_partition = settings.experiment.seed_partition,
+            .min_windows = data.min_windows,
+            .max_windows_per_client = data.max_windows_per_client};
+}
+
+/// The data must have been made with the model's own tokenizer: other ids are other words, and nothing would crash.
+void check_tokenizer(const Settings& settings, const ModelConfig& config, const CorpusAttributes& data) {
+    if (data.vocab_size > config.vocab_size) {
+        throw input_error("{} was prepared with a vocabulary of {} tokens, but the model in {} has only {}: prepare the data again "
+                          "with that model's tokenizer (`hetlora prepare ... --tokenizer {}`)",
+                          settings.data.path.string(), data.vocab_size, settings.model.path.string(), config.vocab_size,
+                          settings.model.path.string());
+    }
+    const auto tokenizer = settings.model.path / "tokenizer.json";
+    if (data.tokenizer_sha256.empty() || !std::filesystem::exists(tokenizer)) return;
+    if (sha256_file(tokenizer) != data.tokenizer_sha256) {
+        throw input_error("{} was prepared with another tokenizer ({}) than the one of the model ({}): prepare the data again with "
+                          "`--tokenizer {}`",
+                          settings.data.path.string(), data.tokenizer_name, tokenizer.string(), settings.model.path.string());
+    }
+}
+
+Population make_population(const Settings& settings, const Strategy& strategy, const Corpus& corpus) {
+    const std::vector<std::int64_t> lora_ranks = draw_lora_ranks(lora_rank_law(settings), corpus.n_clients());
+    check_lora_ranks(strategy, lora_ranks);
+    std::vector<RegisteredClient> clients(lora_ranks.size());
+    for (std::size_t k = 0; k < clients.size(); ++k) clients[k].lora_rank = clients[k].initial_lora_rank = lora_ranks[k];
+    for (const std::int32_t id : corpus.eligible()) {
+        RegisteredClient& client = clients[static_cast<std::size_t>(id)];
+        client.eligible = true;
+        for (const WindowRef& window : corpus.train_windows(id)) {
+            ++client.n_windows;
+            client.n_loss_tokens += window.n_loss;
+            client.n_rows += window.rows;
+        }
+    }
+    const auto eligible = std::ssize(corpus.eligible());
+    if (settings.experiment.clients_per_round > eligible) {
+        throw usage_error("experiment.clients_per_round = {} but only {} of {} clients can train (data.min_windows = {}): lower one of "
+                          "the two", settings.experiment.clients_per_round, eligible, corpus.n_clients(), settings.data.min_windows);
+    }
+    return Population(std::move(clients));
+}
+
+}  // namespace
+
+Experiment build_experiment(Transport& transport, const Settings& settings) {
+    Experiment experiment;
+    experiment.settings = settings;
+    choose_compute(transport, experiment.settings.compute);
+    agree(transport, "loading the model", [&] {
+        const ModelConfig config = read_model_config(settings.model.path);
+        experiment.layout = make_adapter_layout(config, settings.lora.targets);
+        check_lora_rank(experiment.layout, settings.lora.rank_max);
+        if (settings.data.sequence_length > config.max_positions) {
+            throw usage_error("data.sequence_length = {} is longer than the {} positions of the model in {}",
+                              settings.data.sequence_length, config.max_positions, settings.model.path.string());
+        }
+        experiment.strategy = resolve_strategy(settings);
+        experiment.corpus = std::make_unique<Corpus>(settings.data.path, corpus_options(settings));
+        check_tokenizer(settings, config, experiment.corpus->file().attributes());
+        experiment.weights = load_weights(settings.model.path, settings.model.precision == Precision::fp64 ? at::kDouble : at::kFloat,
+                                          at::kCPU);
+    });
+    experiment.engine = std::make_unique<Engine>(experiment.weights, experiment.layout,
+                                                 lora_scale(settings.lora, settings.lora.rank_max));
+    agree(transport, "counting the clients' data", [&] {
+        const Corpus& corpus = *experiment.corpus;
+        corpus.check_no_leakage();
+        experiment.population = std::make_unique<Population>(make_population(settings, experiment.strategy, corpus));
+        experiment.evaluation_windows = corpus.evaluation_windows(
+            settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid, settings.evaluation.sequences);
+        if (experiment.evaluation_windows.empty()) {
+            throw input_error("{} has no held-out sequences for evaluation.part = {}: choose the other part, or prepare the data with "
+                              "held-out clients", settings.data.path.string(), name_of(settings.evaluation.part));
+        }
+    });
+    agree(transport, "hashing base and data", [&] {
+        if (!transport.is_root()) return;
+        experiment.base_sha256 = CheckpointFolder(settings.model.path).sha256();
+        experiment.data_sha256 = experiment.corpus->file().sha256();
+    });
+    return experiment;
+}
+
+std::string describe_experiment(const Experiment& experiment, const Transport& transport) {
+    const Settings& settings = experiment.settings;
+    const Population& population = *experiment.population;
+    std::map<std::int64_t, std::int64_t> histogram;
+    double rank_sum = 0.0;
+    for (const std::int64_t client : population.eligible()) {
+        ++histogram[population.at(client).lora_rank];
+        rank_sum += static_cast<double>(population.at(client).lora_rank);
+    }
+    std::string ranks;
+    for (const auto& [lora_rank, count] : histogram) {
+        if (histogram.size() <= 8) ranks += fmt::format("{}{}x{}", ranks.empty() ? "" : " ", count, lora_rank);
+    }
+    if (ranks.empty()) ranks = fmt::format("{} different values", histogram.size());
+    const auto eligible = std::ssize(population.eligible());
+    const std::int64_t cohort = settings.experiment.clients_per_round == 0 ? eligible : settings.experiment.clients_per_round;
+    const double mean_rank = rank_sum / static_cast<double>(eligible);
+    const double value_bytes = settings.model.precision == Precision::fp64 ? 8.0 : 4.0;
+    const double slot = static_cast<double>(experiment.layout.parameters_per_slot());
+    std::int64_t evaluation_tokens = 0;
+    for (const auto& window : experiment.evaluation_windows) evaluation_tokens += window.n_loss;
+    const ModelConfig& config = experiment.weights.config;
+    return fmt::format(
+        "{} {}: {} rounds, {} of {} clients a round, strategy {}\n"
+        "  model     {} ({} parameters, {} layers, width {}), {}\n"
+        "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} loss tokens of held-out clients\n"
+        "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
+        "  a round   about {} up and {} down in true bytes\n"
+        "  machine   {} MPI rank{}, {} thread{} each, cpu, kernels {}",
+        settings.experiment.name, "on " + transport.hosts().front(), settings.experiment.rounds, cohort, eligible,
+        experiment.strategy.preset, settings.model.path.filename().string(), human_count(static_cast<double>(config.parameters())),
+        config.layers, config.hidden_size, name_of(settings.model.precision), settings.data.path.filename().string(),
+        population.size(), eligible, settings.data.sequence_length, human_count(static_cast<double>(evaluation_tokens)),
+        experiment.layout.matrices.size(), histogram.begin()->first, histogram.rbegin()->first,
+        name_of(settings.lora.rank_distribution), mean_rank, ranks,
+        human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max,
+        human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),
+        human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
+        transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
+        name_of(settings.compute.vector));
+}
+
+EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std::span<const double> global,
+                               std::span<const WindowRef> windows) {
+    // Loss, tokens and correct of every batch; root adds them in the batches' order, whoever computed them.
+    struct BatchSums {
+        std::int64_t batch;
+        EvaluationSums sums;
+    };
+    const auto batches = evaluation_batches(windows, experiment.settings.compute.pack_tokens);
+    std::vector<BatchSums> mine;
+    agree(transport, "evaluating", [&] {
+        const std::int64_t rank_max = experiment.settings.lora.rank_max;
+        AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false, experiment.weights.options());
+        adapter.set(0, global, rank_max);
+        for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
+             b += static_cast<std::size_t>(transport.mpi_size())) {
+            mine.push_back({.batch = static_cast<std::int64_t>(b),
+                            .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b], &adapter)});
+        }
+    });
+    std::vector<BatchSums> all;
+    for (const auto& bytes : transport.gather(std::as_bytes(std::span(mine)))) {
+        const std::size_t count = bytes.size() / sizeof(BatchSums);
+        all.resize(all.size() + count);
+        if (count > 0) std::memcpy(all.data() + all.size() - count, bytes.data(), count * sizeof(BatchSums));
+    }
+    std::ranges::sort(all, {}, &BatchSums::batch);
+    EvaluationSums total;
+    for (const auto& entry : all) total += entry.sums;
+    transport.broadcast_values(std::span(&total, 1));
+    return total;
+}
+
+}  // namespace hetlora

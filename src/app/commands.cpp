@@ -1,0 +1,187 @@
+#include "hetlora/app/commands.hpp"
+
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "hetlora/app/build_info.hpp"
+#include "hetlora/app/experiment.hpp"
+#include "hetlora/app/info.hpp"
+#include "hetlora/app/machine.hpp"
+#include "hetlora/base/error.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/comm/agree.hpp"
+#include "hetlora/config/load.hpp"
+#include "hetlora/config/resolved.hpp"
+#include "hetlora/config/schema.hpp"
+#include "hetlora/model/generate.hpp"
+#include "hetlora/store/safetensors.hpp"
+#include "hetlora/train/pretrain.hpp"
+
+namespace hetlora {
+namespace {
+
+const CommandVerb& verb_of(const CommandLine& command) {
+    for (const CommandVerb& verb : command_verbs()) {
+        if (verb.name == command.verb) return verb;
+    }
+    throw bug_error("verb {} is not in the table", command.verb);
+}
+
+/// Replaces this process by `python -m hetlora VERB ...`.
+int hand_over_to_python(const CommandLine& command) {
+    std::vector<std::string> candidates;
+    if (const char* given = std::getenv("HETLORA_PYTHON")) {
+        candidates = {given};
+    } else {
+        const std::string own = std::string(build_info::source_dir) + "/.venv/bin/python";
+        if (access(own.c_str(), X_OK) == 0) candidates.push_back(own);
+        candidates.emplace_back("python3");
+    }
+    std::vector<std::string> words{candidates.front(), "-m", "hetlora", command.verb};
+    words.insert(words.end(), command.python_args.begin(), command.python_args.end());
+    const std::string probe = "'" + candidates.front() + "' -c 'import hetlora.__main__' >/dev/null 2>&1";
+    if (std::system(probe.c_str()) != 0) {
+        throw environment_error("`hetlora {}` is part of the Python package, which {} does not have: `{} -m pip install {}/analysis`, or "
+                                "name another Python in HETLORA_PYTHON",
+                                command.verb, candidates.front(), candidates.front(), build_info::source_dir);
+    }
+    std::vector<char*> arguments;
+    for (auto& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    execvp(arguments.front(), arguments.data());
+    throw environment_error("cannot start {}", candidates.front());
+}
+
+Settings load(Transport& transport, const CommandLine& command, RequiredFor task) {
+    return agree(transport, "reading the config", [&] {
+        if (command.config || task != RequiredFor::run) return load_settings(command.config, command.overrides, task);
+        return load_settings_text(build_info::demo_config, "the embedded configs/demo.ini", command.overrides, task);
+    });
+}
+
+int run_run(Transport& transport, const CommandLine& command, const std::string& command_text, Terminal& terminal) {
+    if (command.resume) {
+        throw usage_error("--resume is not there yet: a run that was cut short starts again from round 1 in a new folder (its log up to "
+                          "the last committed round stays readable)");
+    }
+    const Settings settings = load(transport, command, RequiredFor::run);
+    Experiment experiment = build_experiment(transport, settings);
+    terminal.info(describe_experiment(experiment, transport));
+    return run_experiment(transport, experiment, terminal, command_text);
+}
+
+int run_check(Transport& transport, const CommandLine& command, Terminal& terminal) {
+    if (command.reference) {
+        if (transport.is_root()) std::fputs(reference_ini().c_str(), stdout);
+        return 0;
+    }
+    const Settings settings = load(transport, command, RequiredFor::run);
+    const Experiment experiment = build_experiment(transport, settings);
+    terminal.info(resolved_ini(experiment.settings));
+    terminal.info(describe_experiment(experiment, transport));
+    terminal.info("Everything fits together; nothing was trained or written.");
+    return 0;
+}
+
+/// The adapter to evaluate: the given PEFT folder, or the zero adapter (the base).
+std::vector<double> adapter_values(const CommandLine& command, Experiment& experiment) {
+    if (!command.adapter) {
+        return std::vector<double>(static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max)), 0.0);
+    }
+    return read_peft_adapter(*command.adapter, experiment.layout, experiment.settings.lora.rank_max, experiment.engine->lora_scale());
+}
+
+int run_evaluate(Transport& transport, const CommandLine& command, Terminal& terminal) {
+    const Settings settings = load(transport, command, RequiredFor::run);
+    Experiment experiment = build_experiment(transport, settings);
+    const auto values = agree(transport, "reading the adapter", [&] { return adapter_values(command, experiment); });
+    const EvaluationSums sums = evaluate_global(transport, experiment, values, experiment.evaluation_windows);
+    terminal.info(fmt::format("loss {:.6f}  perplexity {:.4f}  accuracy {:.4f}  over {} loss tokens in {} windows ({})", sums.mean_loss(),
+                              std::exp(sums.mean_loss()), sums.accuracy(), sums.tokens, experiment.evaluation_windows.size(),
+                              command.adapter ? command.adapter->string() : std::string("base")));
+    return 0;
+}
+
+/// `generate`: --tokens 1,2,3 are continued greedily; token ids are printed, since the program has no tokenizer.
+int run_generate(Transport& transport, const CommandLine& command, Terminal& terminal) {
+    const Settings settings = load(transport, command, RequiredFor::run);
+    Experiment experiment = build_experiment(transport, settings);
+    agree(transport, "generating", [&] {
+        if (!transport.is_root()) return;
+        const auto values = adapter_values(command, experiment);
+        AdapterGroup adapter(experiment.layout, 1, lora_width(settings.lora.rank_max), false, experiment.weights.options());
+        adapter.set(0, values, settings.lora.rank_max);
+        std::vector<std::int32_t> prompt;
+        for (const auto& word : split(command.prompt.value_or(""), ',')) {
+            const auto id = parse_integer(trim(word));
+            if (!id || *id < 0 || *id >= experiment.weights.config.vocab_size) {
+                throw usage_error("--prompt: `{}` is not a token id of the model (0..{}): give comma-separated ids", word,
+                                  experiment.weights.config.vocab_size - 1);
+            }
+            prompt.push_back(static_cast<std::int32_t>(*id));
+        }
+        const auto replies = generate(*experiment.engine, command.adapter ? &adapter : nullptr, {prompt},
+                                      {.max_new_tokens = settings.evaluation.sample_tokens,
+                                       .temperature = 0.0,
+                                       .seed = settings.experiment.seed_data,
+                                       .stop_ids = experiment.weights.config.eos_ids});
+        terminal.info(fmt::format("tokens {}", fmt::join(replies.front(), ",")));
+        terminal.info(fmt::format("text   {}", experiment.corpus->file().text_of(replies.front())));
+    });
+    return 0;
+}
+
+int run_pretrain(Transport& transport, const CommandLine& command, Terminal& terminal) {
+    Settings settings = load(transport, command, RequiredFor::pretrain);
+    if (transport.mpi_size() > 1) throw usage_error("pretrain runs as one MPI rank: start it without mpirun");
+    choose_compute(transport, settings.compute);
+    const std::string identity = pretrain_identity_hash(settings, CorpusFile(settings.pretrain.data).sha256());
+    terminal.info(fmt::format("pretraining for {} steps of {} tokens into {}", settings.pretrain.steps, settings.pretrain.batch_tokens,
+                              settings.pretrain.output.string()));
+    pretrain(settings.pretrain, settings.experiment.seed, identity, command.resume, [&](const PretrainStep& step) {
+        const bool measured = std::isfinite(step.valid_loss);
+        if (!measured && step.step % 20 != 0) return;
+        terminal.info(fmt::format("step {:>6}  loss {:.4f}  {}lr {:.2e}  {:.1f}M tokens  {}", step.step, step.train_loss,
+                                  measured ? fmt::format("valid {:.4f}  ", step.valid_loss) : "", step.learning_rate,
+                                  static_cast<double>(step.tokens_seen) / 1e6, human_seconds(step.time_s)));
+    });
+    return 0;
+}
+
+}  // namespace
+
+bool is_plain_verb(const CommandLine& command) {
+    return command.help || command.version || command.verb.empty() || command.verb == "strategies" || command.verb == "info" ||
+           verb_of(command).in_python;
+}
+
+int run_plain_verb(const CommandLine& command) {
+    if (command.version) {
+        std::puts(build_facts().c_str());
+    } else if (command.verb.empty() || (command.help && !verb_of(command).in_python)) {
+        std::fputs(help_text(command.verb).c_str(), stdout);
+    } else if (command.verb == "strategies") {
+        std::fputs((command.words.empty() ? strategy_table() : strategy_description(command.words.front())).c_str(), stdout);
+    } else if (command.verb == "info") {
+        std::fputs(describe_path(command.words.front()).c_str(), stdout);
+    } else {
+        return hand_over_to_python(command);
+    }
+    return 0;
+}
+
+int run_verb(Transport& transport, const CommandLine& command, const std::string& command_text) {
+    Terminal terminal(transport.is_root());
+    if (command.verb == "run") return run_run(transport, command, command_text, terminal);
+    if (command.verb == "check") return run_check(transport, command, terminal);
+    if (command.verb == "evaluate") return run_evaluate(transport, command, terminal);
+    if (command.verb == "generate") return run_generate(transport, command, terminal);
+    if (command.verb == "pretrain") return run_pretrain(transport, command, terminal);
+    throw bug_error("verb {} has no implementation", command.verb);
+}
+
+}  // namespace hetlora

@@ -1,0 +1,83 @@
+#include "choices.hpp"
+
+#include "hetlora/base/error.hpp"
+
+namespace hetlora {
+namespace config_detail {
+
+// Defines the words of one enum and the two public templates for it.
+#define HETLORA_WORDS(E, ...)                             \
+    template <>                                           \
+    std::span<const Word<E>> words_of<E>() {              \
+        static constexpr Word<E> words[] = {__VA_ARGS__}; \
+        return words;                                     \
+    }
+
+HETLORA_WORDS(Precision, {"fp32", Precision::fp32}, {"fp64", Precision::fp64}, {"float32", Precision::fp32},
+              {"float64", Precision::fp64})
+HETLORA_WORDS(Partition, {"natural", Partition::natural}, {"iid", Partition::iid}, {"dirichlet", Partition::dirichlet})
+HETLORA_WORDS(RankDistribution, {"fixed", RankDistribution::fixed}, {"uniform", RankDistribution::uniform},
+              {"powerlaw", RankDistribution::powerlaw}, {"powerlaw_unit", RankDistribution::powerlaw_unit},
+              {"list", RankDistribution::list}, {"file", RankDistribution::file})
+HETLORA_WORDS(ScaleRule, {"constant", ScaleRule::constant}, {"alpha_over_rank", ScaleRule::alpha_over_rank},
+              {"rslora", ScaleRule::rslora})
+HETLORA_WORDS(AdapterInit, {"kaiming_uniform", AdapterInit::kaiming_uniform}, {"gaussian", AdapterInit::gaussian})
+HETLORA_WORDS(OptimizerKind, {"sgd", OptimizerKind::sgd}, {"adamw", OptimizerKind::adamw})
+HETLORA_WORDS(LearningRateSchedule, {"constant", LearningRateSchedule::constant},
+              {"linear", LearningRateSchedule::linear}, {"cosine", LearningRateSchedule::cosine})
+HETLORA_WORDS(OnNonfinite, {"drop", OnNonfinite::drop}, {"stop", OnNonfinite::stop})
+HETLORA_WORDS(SlotNorm, {"all", SlotNorm::all}, {"contributors", SlotNorm::contributors})
+HETLORA_WORDS(ClientWeight, {"uniform", ClientWeight::uniform}, {"samples", ClientWeight::samples},
+              {"sparsity", ClientWeight::sparsity})
+HETLORA_WORDS(LocalExtra, {"none", LocalExtra::none}, {"tail_prune", LocalExtra::tail_prune})
+HETLORA_WORDS(Aggregate, {"parameters", Aggregate::parameters}, {"deltas", Aggregate::deltas})
+HETLORA_WORDS(PruneReference, {"received", PruneReference::received}, {"initial", PruneReference::initial})
+HETLORA_WORDS(PruneRounding, {"floor", PruneRounding::floor}, {"nearest", PruneRounding::nearest},
+              {"ceil", PruneRounding::ceil})
+HETLORA_WORDS(WeightScope, {"client", WeightScope::client}, {"matrix", WeightScope::matrix})
+HETLORA_WORDS(WeightNorm, {"root_sum_squares", WeightNorm::root_sum_squares}, {"sum", WeightNorm::sum})
+HETLORA_WORDS(KeepUncovered, {"no", KeepUncovered::no}, {"last", KeepUncovered::last},
+              {"refill", KeepUncovered::refill})
+HETLORA_WORDS(EvaluationPart, {"valid", EvaluationPart::valid}, {"test", EvaluationPart::test})
+HETLORA_WORDS(EvaluationClients, {"none", EvaluationClients::none}, {"final", EvaluationClients::final})
+HETLORA_WORDS(DeviceChoice, {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda})
+HETLORA_WORDS(VectorChoice, {"auto", VectorChoice::automatic}, {"baseline", VectorChoice::baseline},
+              {"avx2", VectorChoice::avx2}, {"avx512", VectorChoice::avx512})
+HETLORA_WORDS(ReductionKind, {"exact", ReductionKind::exact}, {"fast", ReductionKind::fast})
+
+#undef HETLORA_WORDS
+
+}  // namespace config_detail
+
+template <typename E>
+std::string_view name_of(E value) {
+    for (const auto& word : config_detail::words_of<E>()) {
+        if (word.value == value) return word.text;
+    }
+    throw bug_error("no name for enum value {}", static_cast<int>(value));
+}
+
+template std::string_view name_of(Precision);
+template std::string_view name_of(Partition);
+template std::string_view name_of(RankDistribution);
+template std::string_view name_of(ScaleRule);
+template std::string_view name_of(AdapterInit);
+template std::string_view name_of(OptimizerKind);
+template std::string_view name_of(LearningRateSchedule);
+template std::string_view name_of(OnNonfinite);
+template std::string_view name_of(SlotNorm);
+template std::string_view name_of(ClientWeight);
+template std::string_view name_of(LocalExtra);
+template std::string_view name_of(Aggregate);
+template std::string_view name_of(PruneReference);
+template std::string_view name_of(PruneRounding);
+template std::string_view name_of(WeightScope);
+template std::string_view name_of(WeightNorm);
+template std::string_view name_of(KeepUncovered);
+template std::string_view name_of(EvaluationPart);
+template std::string_view name_of(EvaluationClients);
+template std::string_view name_of(DeviceChoice);
+template std::string_view name_of(VectorChoice);
+template std::string_view name_of(ReductionKind);
+
+}  // namespace hetlora

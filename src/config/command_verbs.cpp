@@ -1,0 +1,99 @@
+// The table of verbs.
+#include "hetlora/config/command_line.hpp"
+
+namespace hetlora {
+namespace {
+
+const CommandFlag config_flag{"--config", "FILE", "the config file"};
+const CommandFlag set_flag{"--set", "section.key=value",
+                           "set a config key (the same as the bare word); wins over the file"};
+const CommandFlag output_flag{"--output", "DIR", "the folder to write (output.dir)"};
+const CommandFlag adapter_flag{"--adapter", "DIR", "adapter folder in PEFT's format; without it the base alone"};
+
+constexpr const char* settings_usage = "--config FILE [section.key=value ...] [--set section.key=value ...]";
+
+CommandVerb with_settings(std::string name, const std::string& more_usage, std::string help, bool implemented,
+                          std::vector<CommandFlag> more_flags) {
+    CommandVerb verb{.name = std::move(name),
+                     .usage = std::string(settings_usage) + more_usage,
+                     .help = std::move(help),
+                     .flags = {config_flag, set_flag},
+                     .implemented = implemented,
+                     .takes_settings = true};
+    verb.flags.insert(verb.flags.end(), more_flags.begin(), more_flags.end());
+    return verb;
+}
+
+CommandVerb in_python(std::string name, std::string help, bool implemented) {
+    return {.name = std::move(name),
+            .usage = "...",
+            .help = std::move(help),
+            .flags = {},
+            .implemented = implemented,
+            .in_python = true};
+}
+
+}  // namespace
+
+const std::vector<CommandVerb>& command_verbs() {
+    static const std::vector<CommandVerb> verbs = {
+        with_settings("run", " [--output DIR] [--resume]", "train: federated fine-tuning of one adapter", true,
+                      {output_flag, {"--resume", "", "go on from the last checkpoint of the run's folder"}}),
+        with_settings("check", " [--reference]", "validate everything, print the resolved config; train nothing", true,
+                      {output_flag, {"--reference", "", "print every config key with default and help"}}),
+        with_settings("plan", " [--mpi-ranks N]", "predict memory, time and traffic of a run", false,
+                      {output_flag, {"--mpi-ranks", "N", "MPI ranks to plan for"}}),
+        with_settings("pretrain", " [--output DIR] [--resume]", "train a base model from scratch", true,
+                      {{"--output", "DIR", "the folder to write (pretrain.output)"},
+                       {"--resume", "", "go on from the last checkpoint"}}),
+        with_settings("evaluate", " [--adapter DIR]", "metrics of a base, or of a base with an adapter", true,
+                      {output_flag, adapter_flag}),
+        with_settings(
+            "generate", " [--adapter DIR] [--prompt TEXT]", "print text that the model writes", true,
+            {output_flag, adapter_flag, {"--prompt", "TEXT", "what to go on from; without it, evaluation prompts"}}),
+        {.name = "info",
+         .usage = "PATH",
+         .help = "describe any file or folder that hetlora reads or writes",
+         .flags = {},
+         .implemented = true,
+         .min_words = 1,
+         .max_words = 1},
+        {.name = "strategies",
+         .usage = "[NAME]",
+         .help = "the table of methods, or one in full",
+         .flags = {},
+         .implemented = true,
+         .max_words = 1},
+        {.name = "export",
+         .usage = "RUN_DIR [--round N] [--merged] --to DIR",
+         .help = "write a run's adapter or merged model for other programs",
+         .flags = {{"--round", "N", "state after this round instead of the last"},
+                   {"--merged", "", "the whole model with the adapter merged in"},
+                   {"--to", "DIR", "the folder to write"}},
+         .min_words = 1,
+         .max_words = 1},
+        {.name = "repair",
+         .usage = "RUN_DIR",
+         .help = "make a damaged log readable again",
+         .flags = {},
+         .min_words = 1,
+         .max_words = 1},
+        {.name = "sweep",
+         .usage = "plan|run|submit|status --config SWEEP.ini",
+         .help = "many runs over a grid of settings",
+         .flags = {{"--config", "FILE", "the sweep file"}},
+         .min_words = 1,
+         .max_words = 1},
+        with_settings("bench", "", "where the time goes, share of the machine's peak", false, {output_flag}),
+        in_python("prepare", "make a prepared data file (Python)", true),
+        in_python("convert", "make a base folder from another program's checkpoint (Python)", true),
+        in_python("audit", "replay a traced run with other software and compare (Python)", true),
+        in_python("table", "a table of runs (Python)", true),
+        in_python("report", "one HTML page of a run (Python)", false),
+        in_python("compare", "tables and tests over runs (Python)", false),
+        in_python("watch", "live view of a run (Python)", false),
+    };
+    return verbs;
+}
+
+}  // namespace hetlora

@@ -1,0 +1,350 @@
+// Clients, windows and evaluation sets; what is read when is described in corpus.hpp.
+#include "hetlora/data/corpus.hpp"
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "hetlora/base/error.hpp"
+#include "hetlora/base/random.hpp"
+
+namespace hetlora {
+namespace {
+
+constexpr std::int64_t index_block = 1 << 16;         // sequences whose index entries are in memory at once
+constexpr std::int64_t mask_block_bytes = 4 << 20;    // masks in memory at once (one longer sequence is read whole)
+constexpr std::int64_t mask_gap_bytes = 64 << 10;     // a gap up to this size is read over instead of around
+constexpr std::size_t max_cached_windows = 1U << 20;  // 16 MiB
+
+void check_options(const CorpusOptions& options) {
+    check_window_shape({.length = options.sequence_length, .overlap = options.overlap});
+    if (options.partition != PartitionKind::natural && options.partition_clients < 1) {
+        throw usage_error(
+            "partition {} needs the number of clients, and it is {} - data.partition_clients - give at least 1",
+            partition_name(options.partition), options.partition_clients);
+    }
+    if (options.min_windows < 0)
+        throw usage_error("{} windows at least - data.min_windows - give 0 or more", options.min_windows);
+    if (options.max_windows_per_client < 0) {
+        throw usage_error("{} windows at most - data.max_windows_per_client - give 0 (all) or more",
+                          options.max_windows_per_client);
+    }
+}
+
+}  // namespace
+
+Corpus::Corpus(const std::filesystem::path& path, const CorpusOptions& options)
+    : options_((check_options(options), options)),
+      shape_{.length = options.sequence_length, .overlap = options.overlap},
+      file_(path) {
+    if (options_.partition != PartitionKind::natural) deal();
+    find_eligible();
+}
+
+std::int64_t Corpus::n_clients() const noexcept {
+    return options_.partition == PartitionKind::natural ? file_.n_clients() : options_.partition_clients;
+}
+
+void Corpus::check_client(std::int64_t client) const {
+    if (client < 0 || client >= n_clients()) {
+        throw bug_error("client {} of {} - data {} - clients count from 0", client, n_clients(), file_.path().string());
+    }
+}
+
+std::string Corpus::client_name(std::int64_t client) const {
+    check_client(client);
+    if (options_.partition == PartitionKind::natural) return file_.client_name(client);
+    return fmt::format("{}-{:06}", partition_name(options_.partition), client);
+}
+
+template <typename Visit>
+void Corpus::for_each_sequence(Visit visit) const {
+    for (std::int64_t begin = 0; begin < file_.n_sequences(); begin += index_block) {
+        const IndexRange range{begin, std::min(begin + index_block, file_.n_sequences())};
+        const auto infos = file_.sequences(range);
+        for (std::size_t i = 0; i < infos.size(); ++i)
+            visit(static_cast<std::int32_t>(begin + static_cast<std::int64_t>(i)), infos[i]);
+    }
+}
+
+template <typename Visit>
+void Corpus::for_each_mask(const std::vector<IndexedSequence>& sequences, Visit visit) const {
+    for (std::size_t first = 0; first < sequences.size();) {
+        const std::int64_t begin = sequences[first].info.offset;
+        std::int64_t end = begin + sequences[first].info.length;
+        std::size_t last = first + 1;
+        for (; last < sequences.size(); ++last) {
+            const SequenceInfo& next = sequences[last].info;
+            if (next.offset - end > mask_gap_bytes || next.offset + next.length - begin > mask_block_bytes) break;
+            end = next.offset + next.length;
+        }
+        const auto block = file_.read_mask({begin, end});
+        for (; first < last; ++first) {
+            const SequenceInfo& info = sequences[first].info;
+            visit(sequences[first],
+                  std::span<const std::uint8_t>(block).subspan(static_cast<std::size_t>(info.offset - begin),
+                                                               static_cast<std::size_t>(info.length)));
+        }
+    }
+}
+
+void Corpus::deal() {
+    std::vector<LabelledSequence> by_part[3];
+    bool labelled = false;
+    for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
+        if (file_.held_out(info.client)) return;
+        by_part[static_cast<int>(info.part)].push_back({.sequence = sequence, .label = info.label});
+        labelled = labelled || info.label >= 0;
+    });
+    if (options_.partition == PartitionKind::dirichlet && !labelled) {
+        throw input_error(
+            "no sequence has a label, which the dirichlet partition shares out by - {}:/sequences/label - "
+            "use data.partition = natural or iid, or data with labels",
+            file_.path().string());
+    }
+    const DealOptions deal_options{.kind = options_.partition,
+                                   .n_clients = options_.partition_clients,
+                                   .dirichlet_alpha = options_.dirichlet_alpha,
+                                   .seed = options_.seed_partition};
+    for (int part = 0; part < 3; ++part)
+        deals_.push_back(deal_sequences(by_part[part], static_cast<Part>(part), deal_options));
+}
+
+/// [n_sequences] of the dealt partitions: who trains on it, -1 for nobody.
+std::vector<std::int32_t> Corpus::owners() const {
+    std::vector<std::int32_t> owner;
+    if (deals_.empty()) return owner;
+    owner.assign(static_cast<std::size_t>(file_.n_sequences()), -1);
+    for (std::int64_t client = 0; client < n_clients(); ++client) {
+        for (const std::int32_t s : deals_.front().of(client))
+            owner[static_cast<std::size_t>(s)] = static_cast<std::int32_t>(client);
+    }
+    return owner;
+}
+
+bool Corpus::has_loss(const SequenceInfo& info) const {
+    if (info.prompt_length >= 1 && info.prompt_length < info.length) return true;  // checked by windows_of
+    const auto mask = file_.read_mask({info.offset + 1, info.offset + info.length});
+    return std::ranges::find(mask, 1) != mask.end();
+}
+
+std::vector<std::uint8_t> Corpus::clients_with_loss() const {
+    std::vector<std::uint8_t> found(static_cast<std::size_t>(n_clients()), 0);
+    const auto owner = owners();
+    for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
+        if (info.part != Part::train) return;
+        const std::int32_t client = owner.empty() ? info.client : owner[static_cast<std::size_t>(sequence)];
+        if (client < 0 || found[static_cast<std::size_t>(client)] != 0) return;
+        found[static_cast<std::size_t>(client)] = has_loss(info) ? 1 : 0;
+    });
+    return found;
+}
+
+std::vector<std::int64_t> Corpus::count_train_windows() const {
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(n_clients()), 0);
+    const auto owner = owners();
+    std::vector<IndexedSequence> block;
+    const auto count_block = [&] {
+        for_each_mask(block, [&](const IndexedSequence& s, std::span<const std::uint8_t> mask) {
+            const std::int32_t client = owner.empty() ? s.info.client : owner[static_cast<std::size_t>(s.sequence)];
+            counts[static_cast<std::size_t>(client)] += static_cast<std::int64_t>(list_windows(mask, shape_).size());
+        });
+        block.clear();
+    };
+    for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
+        if (info.part != Part::train || (!owner.empty() && owner[static_cast<std::size_t>(sequence)] < 0)) return;
+        block.push_back({.sequence = sequence, .info = info});
+        if (static_cast<std::int64_t>(block.size()) == index_block) count_block();
+    });
+    count_block();
+    return counts;
+}
+
+void Corpus::find_eligible() {
+    if (options_.min_windows > 1) counts_ = count_train_windows();
+    const auto with_loss = counts_.empty() ? clients_with_loss() : std::vector<std::uint8_t>{};
+    for (std::int64_t client = 0; client < n_clients(); ++client) {
+        const auto c = static_cast<std::size_t>(client);
+        // Held-out clients have no training sequence (checked when the file is opened), so they never get here.
+        const bool enough = counts_.empty() ? with_loss[c] != 0 : counts_[c] >= options_.min_windows;
+        if (enough) eligible_.push_back(static_cast<std::int32_t>(client));
+    }
+    if (options_.max_windows_per_client > 0) {
+        for (auto& count : counts_) count = std::min(count, options_.max_windows_per_client);
+    }
+}
+
+std::vector<Corpus::IndexedSequence> Corpus::sequences_of(std::int64_t client, Part part) const {
+    check_client(client);
+    std::vector<IndexedSequence> result;
+    if (!deals_.empty()) {
+        for (const std::int32_t s : deals_[static_cast<std::size_t>(part)].of(client)) {
+            result.push_back({.sequence = s, .info = file_.sequence(s)});
+        }
+        return result;
+    }
+    const IndexRange range = file_.sequences_of(client);
+    const auto infos = file_.sequences(range);
+    for (std::size_t i = 0; i < infos.size(); ++i) {
+        if (infos[i].part != part) continue;
+        result.push_back(
+            {.sequence = static_cast<std::int32_t>(range.begin + static_cast<std::int64_t>(i)), .info = infos[i]});
+    }
+    return result;
+}
+
+ClientSize Corpus::client_size(std::int64_t client) const {
+    ClientSize size;
+    for (const IndexedSequence& s : sequences_of(client, Part::train)) {
+        ++size.n_train_sequences;
+        size.n_train_tokens += s.info.length;
+    }
+    return size;
+}
+
+std::vector<ClientSize> Corpus::client_sizes() const {
+    std::vector<ClientSize> sizes(static_cast<std::size_t>(n_clients()));
+    const auto owner = owners();
+    for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
+        const std::int32_t client = owner.empty() ? info.client : owner[static_cast<std::size_t>(sequence)];
+        if (info.part != Part::train || client < 0) return;
+        ClientSize& size = sizes[static_cast<std::size_t>(client)];
+        ++size.n_train_sequences;
+        size.n_train_tokens += info.length;
+    });
+    return sizes;
+}
+
+std::vector<WindowRef> Corpus::windows_of(const std::vector<IndexedSequence>& sequences) const {
+    std::vector<WindowRef> refs;
+    for_each_mask(sequences, [&](const IndexedSequence& s, std::span<const std::uint8_t> mask) {
+        const auto prompt = s.info.prompt_length;
+        if (prompt >= 1 && prompt < s.info.length && mask[static_cast<std::size_t>(prompt)] != 1) {
+            throw input_error(
+                "prompt_length is {}, where no masked stretch starts - {}:/sequences/prompt_length, sequence {} - "
+                "the file was not written by `hetlora prepare`; prepare it again",
+                prompt, file_.path().string(), s.sequence);
+        }
+        for (const Window& w : list_windows(mask, shape_)) {
+            refs.push_back({.sequence = s.sequence, .window = w.window, .rows = w.rows, .n_loss = w.n_loss});
+        }
+    });
+    return refs;
+}
+
+const std::vector<WindowRef>& Corpus::cached_train_windows(std::int64_t client) const {
+    if (const auto found = cache_.find(client); found != cache_.end()) return found->second;
+    auto refs = windows_of(sequences_of(client, Part::train));
+    const auto limit = static_cast<std::size_t>(options_.max_windows_per_client);
+    if (limit > 0 && refs.size() > limit) refs.resize(limit);
+    while (!cache_order_.empty() && cached_windows_ + refs.size() > max_cached_windows) {
+        const auto oldest = cache_.find(cache_order_.front());
+        cached_windows_ -= oldest->second.size();
+        cache_.erase(oldest);
+        cache_order_.pop_front();
+    }
+    cached_windows_ += refs.size();
+    cache_order_.push_back(client);
+    return cache_.emplace(client, std::move(refs)).first->second;
+}
+
+std::vector<WindowRef> Corpus::train_windows(std::int64_t client) const { return cached_train_windows(client); }
+
+std::int64_t Corpus::n_train_windows(std::int64_t client) const {
+    check_client(client);
+    if (!counts_.empty()) return counts_[static_cast<std::size_t>(client)];
+    return static_cast<std::int64_t>(cached_train_windows(client).size());
+}
+
+std::vector<WindowRef> Corpus::evaluation_windows(Part part, std::int64_t n, std::uint64_t seed) const {
+    if (part == Part::train) throw usage_error("evaluation on the training part - evaluation.part - use valid or test");
+    std::vector<IndexedSequence> sequences;
+    for (std::int64_t client = 0; client < file_.n_clients(); ++client) {
+        if (!file_.held_out(client)) continue;
+        const IndexRange range = file_.sequences_of(client);
+        const auto infos = file_.sequences(range);
+        for (std::size_t i = 0; i < infos.size(); ++i) {
+            if (infos[i].part != part) continue;
+            sequences.push_back(
+                {.sequence = static_cast<std::int32_t>(range.begin + static_cast<std::int64_t>(i)), .info = infos[i]});
+        }
+    }
+    auto refs = windows_of(sequences);
+    if (n <= 0 || n >= static_cast<std::int64_t>(refs.size())) return refs;
+
+    struct Keyed {
+        std::uint64_t key;
+        std::size_t index;
+    };
+    std::vector<Keyed> keyed(refs.size());
+    for (std::size_t i = 0; i < refs.size(); ++i) {
+        keyed[i] = {hash_seed(seed, Purpose::evaluation_subset, refs[i].sequence, refs[i].window), i};
+    }
+    std::ranges::sort(
+        keyed, [](const Keyed& a, const Keyed& b) { return a.key != b.key ? a.key < b.key : a.index < b.index; });
+    keyed.resize(static_cast<std::size_t>(n));
+    std::ranges::sort(keyed, {}, &Keyed::index);
+    std::vector<WindowRef> chosen;
+    chosen.reserve(keyed.size());
+    for (const Keyed& k : keyed) chosen.push_back(refs[k.index]);
+    return chosen;
+}
+
+std::vector<WindowRef> Corpus::client_evaluation_windows(std::int64_t client, Part part) const {
+    if (part == Part::train) throw usage_error("evaluation on the training part - evaluation.part - use valid or test");
+    return windows_of(sequences_of(client, part));
+}
+
+WindowTokens Corpus::read(const WindowRef& ref) const {
+    const SequenceInfo info = file_.sequence(ref.sequence);
+    return cut_window(file_.read(ref.sequence, window_stretch(info.length, ref.window, shape_)), ref.window, shape_);
+}
+
+void Corpus::check_no_leakage() const {
+    enum Use : std::uint8_t { unused, trained, evaluated };
+    std::vector<std::uint8_t> use(static_cast<std::size_t>(file_.n_sequences()), unused);
+    const auto leak = [&](std::int32_t sequence, const std::string& what) {
+        return bug_error("sequence {}: {} - data {}, partition {} - do not trust this experiment; report this",
+                         sequence, what, file_.path().string(), partition_name(options_.partition));
+    };
+    for (std::int64_t client = 0; client < n_clients(); ++client) {
+        for (const IndexedSequence& s : sequences_of(client, Part::train)) {
+            auto& used = use[static_cast<std::size_t>(s.sequence)];
+            if (used != unused) throw leak(s.sequence, "two clients train on it");
+            if (s.info.part != Part::train)
+                throw leak(s.sequence, fmt::format("training data of part {}", part_name(s.info.part)));
+            if (file_.held_out(s.info.client)) throw leak(s.sequence, "its person is held out and trains");
+            used = trained;
+        }
+    }
+    for (const Part part : {Part::valid, Part::test}) {
+        for (const WindowRef& ref : evaluation_windows(part)) {
+            auto& used = use[static_cast<std::size_t>(ref.sequence)];
+            const SequenceInfo info = file_.sequence(ref.sequence);
+            if (used == trained || info.part != part) throw leak(ref.sequence, "it is both trained and evaluated on");
+            if (!file_.held_out(info.client))
+                throw leak(ref.sequence, "the global evaluation uses a person who is not held out");
+            used = evaluated;
+        }
+        for (std::int64_t client = 0; client < n_clients(); ++client) {
+            for (const IndexedSequence& s : sequences_of(client, part)) {
+                if (use[static_cast<std::size_t>(s.sequence)] == trained)
+                    throw leak(s.sequence, "it is both trained and evaluated on");
+            }
+        }
+    }
+}
+
+void check_disjoint(std::span<const WindowRef> train, std::span<const WindowRef> evaluation) {
+    std::unordered_set<std::int32_t> trained;
+    for (const WindowRef& ref : train) trained.insert(ref.sequence);
+    for (const WindowRef& ref : evaluation) {
+        if (trained.contains(ref.sequence)) {
+            throw bug_error(
+                "sequence {} (window {}) is both trained and evaluated on - evaluation - do not trust this result; "
+                "report this",
+                ref.sequence, ref.window);
+        }
+    }
+}
+
+}  // namespace hetlora

@@ -1,0 +1,87 @@
+#include "hetlora/fed/exchange.hpp"
+
+#include <algorithm>
+
+#include "hetlora/base/error.hpp"
+
+namespace hetlora {
+
+namespace {
+
+/// Values of one piece of the exact reduction: bounds the memory for limbs (24 bytes a value, twice on root).
+constexpr std::size_t values_per_piece = std::size_t{1} << 20;
+
+}  // namespace
+
+void broadcast_adapter(Transport& transport, std::span<double> global, Precision wire) {
+    if (wire == Precision::fp64) {
+        transport.broadcast_values(global);
+        return;
+    }
+    std::vector<float> values(global.size());
+    std::ranges::transform(global, values.begin(), [](double value) { return static_cast<float>(value); });
+    transport.broadcast_values(values);
+    std::ranges::copy(values, global.begin());
+}
+
+std::vector<ClientReport> gather_reports(Transport& transport, const RoundPlan& plan,
+                                         std::span<const ClientReport> mine) {
+    const auto parts = transport.gather(pack_reports(mine));
+    if (!transport.is_root()) return {};
+    std::vector<ClientReport> ordered(plan.cohort.size());
+    std::vector<bool> seen(plan.cohort.size());
+    for (const auto& part : parts) {
+        for (auto& report : unpack_reports(part)) {
+            const auto index = static_cast<std::size_t>(report.cohort_index);
+            if (index >= ordered.size() || seen[index] || report.client != plan.cohort[index].client) {
+                throw bug_error("round {}: unexpected report of client {} (cohort index {}) from mpi_rank {}",
+                                plan.round, report.client, report.cohort_index, report.mpi_rank);
+            }
+            seen[index] = true;
+            ordered[index] = std::move(report);
+        }
+    }
+    const auto missing = std::ranges::find(seen, false);
+    if (missing != seen.end()) {
+        throw bug_error("round {}: no report of client {}", plan.round,
+                        plan.cohort[static_cast<std::size_t>(missing - seen.begin())].client);
+    }
+    return ordered;
+}
+
+std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator) {
+    std::vector<std::int64_t> has_weight = accumulator.has_weight();
+    transport.all_max(has_weight);
+    accumulator.settle(has_weight);
+
+    const UploadSum& sums = accumulator.sums();
+    std::vector<double> totals(transport.is_root() ? sums.size() : 0);
+    if (sums.kind() == ReductionKind::fast) {
+        transport.reduce_sum(sums.fast(), totals);
+        return totals;
+    }
+    std::vector<std::int64_t> limbs;
+    std::vector<std::int64_t> total_limbs;
+    for (std::size_t first = 0; first < sums.size(); first += values_per_piece) {
+        const std::size_t n = std::min(values_per_piece, sums.size() - first);
+        limbs.resize(ExactSum::limbs_per_value * n);
+        total_limbs.resize(transport.is_root() ? limbs.size() : 0);
+        sums.exact().to_limbs(first, limbs);
+        transport.reduce_sum(limbs, total_limbs);
+        if (transport.is_root()) ExactSum::from_limbs(total_limbs, std::span(totals).subspan(first, n));
+    }
+    return totals;
+}
+
+void broadcast_lora_ranks(Transport& transport, const RoundPlan& plan, std::span<const ClientReport> reports,
+                          Population& population) {
+    std::vector<std::int64_t> lora_ranks(plan.cohort.size());
+    for (std::size_t i = 0; i < lora_ranks.size() && transport.is_root(); ++i) {
+        lora_ranks[i] = reports[i].dropped ? plan.cohort[i].lora_rank : reports[i].lora_rank_after;
+    }
+    transport.broadcast_values(lora_ranks);
+    for (std::size_t i = 0; i < lora_ranks.size(); ++i)
+        population.shrink_lora_rank(plan.cohort[i].client, lora_ranks[i]);
+}
+
+}  // namespace hetlora

@@ -1,0 +1,80 @@
+#include "hetlora/model/batch.hpp"
+
+#include <cstring>
+
+#include "hetlora/base/error.hpp"
+
+namespace hetlora {
+namespace {
+
+template <typename T>
+at::Tensor to_tensor(const std::vector<T>& values, at::ScalarType dtype) {
+    at::Tensor tensor = at::empty({std::ssize(values)}, at::TensorOptions().dtype(dtype));
+    std::memcpy(tensor.mutable_data_ptr(), values.data(), values.size() * sizeof(T));
+    return tensor;
+}
+
+}  // namespace
+
+TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> clients) {
+    const ModelConfig& config = weights.config;
+    std::vector<std::int64_t> tokens;
+    std::vector<std::int32_t> positions;
+    std::vector<std::int64_t> loss_rows;
+    std::vector<std::int64_t> targets;
+    std::vector<double> scales;
+    TokenBatch batch;
+    for (const BatchClient& client : clients) {
+        const std::int64_t first_row = std::ssize(tokens);
+        const std::size_t first_loss = loss_rows.size();
+        for (const BatchSequence& sequence : client.sequences) {
+            if (std::ssize(sequence.inputs) > config.max_positions) {
+                throw input_error("a sequence has {} tokens but the model has {} positions: lower data.sequence_length",
+                                  sequence.inputs.size(), config.max_positions);
+            }
+            batch.spans.push_back({.row0 = std::ssize(tokens), .length = std::ssize(sequence.inputs)});
+            for (std::size_t i = 0; i < sequence.inputs.size(); ++i) {
+                const std::int32_t token = sequence.inputs[i];
+                const std::int32_t target = sequence.targets[i];
+                if (token < 0 || token >= config.vocab_size || target >= config.vocab_size) {
+                    throw input_error("token {} is outside the model's vocabulary of {}: the data was prepared with another "
+                                      "tokenizer; prepare it again with the model's own", token, config.vocab_size);
+                }
+                if (target >= 0) {
+                    loss_rows.push_back(std::ssize(tokens));
+                    targets.push_back(target);
+                }
+                tokens.push_back(token);
+                positions.push_back(static_cast<std::int32_t>(i));
+            }
+        }
+        const double scale = 1.0 / static_cast<double>(std::max<std::size_t>(1, loss_rows.size() - first_loss));
+        scales.resize(loss_rows.size(), scale);
+        const std::int64_t rows = std::ssize(tokens) - first_row;
+        if (client.group == nullptr || rows == 0) continue;
+        if (!batch.runs.empty()) {
+            RowRun& last = batch.runs.back();
+            if (last.group == client.group && last.rows_per_client == rows &&
+                last.first_client + last.clients == client.client_in_group && last.row0 + last.clients * rows == first_row) {
+                ++last.clients;
+                last.dropout_seed.push_back(client.dropout_seed);
+                continue;
+            }
+        }
+        batch.runs.push_back({.group = client.group,
+                              .first_client = client.client_in_group,
+                              .clients = 1,
+                              .row0 = first_row,
+                              .rows_per_client = rows,
+                              .dropout_seed = {client.dropout_seed}});
+    }
+    const at::TensorOptions options = weights.options();
+    batch.token_N = to_tensor(tokens, at::kLong).to(options.device());
+    batch.position_N = to_tensor(positions, at::kInt);
+    batch.loss_row_L = to_tensor(loss_rows, at::kLong).to(options.device());
+    batch.target_L = to_tensor(targets, at::kLong).to(options.device());
+    batch.row_scale_L = to_tensor(scales, at::kDouble).to(options);
+    return batch;
+}
+
+}  // namespace hetlora

@@ -1,0 +1,152 @@
+// Writes run.h5. Every round rewrites nothing: columns grow by rows at fixed positions, so an append that failed
+// half-way is simply repeated or cut off.
+#include "hetlora/store/run_log.hpp"
+
+#include <algorithm>
+#include <system_error>
+#include <utility>
+
+#include "hetlora/base/error.hpp"
+#include "run_log_layout.hpp"
+
+namespace hetlora {
+
+struct RunLog::Impl {
+    hdf5::File file;  // first: closed after the data sets
+    RunLogLayout data;
+    std::int64_t committed_rounds = 0;
+    std::int64_t committed_events = 0;
+
+    void cut(std::int64_t keep_rounds);
+    void check(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots) const;
+};
+
+void RunLog::Impl::cut(std::int64_t keep_rounds) {
+    const std::vector<std::int64_t> event_rounds = file.open_dataset("participation/round").read_all<std::int64_t>();
+    const std::int64_t keep_events = events_before(event_rounds, keep_rounds);
+    // Lowered before the rows go, raised after they came: a reader never counts on rows that are not there.
+    file.write_attribute("committed_rounds", keep_rounds);
+    file.flush();
+    for (hdf5::Dataset& column : data.rounds) column.resize_rows(keep_rounds);
+    for (hdf5::Dataset& column : data.extra_metrics) column.resize_rows(keep_rounds);
+    for (hdf5::Dataset* column : {&data.slots_round, &data.slots_energy, &data.slots_contributors})
+        column->resize_rows(keep_rounds);
+    data.events.resize_rows(keep_events);
+    for (hdf5::Dataset& column : data.participation) column.resize_rows(keep_events);
+    file.flush();
+    committed_rounds = keep_rounds;
+    committed_events = keep_events;
+}
+
+void RunLog::Impl::check(const RoundRow& row, std::span<const ParticipationRow> rows, const SlotRow& slots) const {
+    if (!file) throw bug_error("round {} appended to a closed log - run.h5 - this is a mistake in hetlora", row.round);
+    if (row.round != committed_rounds) {
+        throw bug_error("round {} appended, {} is next - {} - append every round once, in order", row.round,
+                        committed_rounds, file.where());
+    }
+    for (const ParticipationRow& one : rows) {
+        if (one.round < 1 || one.round != row.round || one.client < 0 || one.client >= data.n_clients) {
+            throw bug_error(
+                "participation of client {} in round {} appended to round {} of a log with {} clients - {} - "
+                "this is a mistake in hetlora",
+                one.client, one.round, row.round, data.n_clients, file.where());
+        }
+    }
+    const auto slots_wanted = static_cast<std::size_t>(data.rank_max);
+    if (slots.energy.size() != slots_wanted || slots.n_contributors.size() != slots_wanted) {
+        throw bug_error(
+            "{} energies and {} contributor counts for {} slots - {}, round {} - this is a mistake in hetlora",
+            slots.energy.size(), slots.n_contributors.size(), data.rank_max, file.where(), row.round);
+    }
+    if (!row.extra_metrics.empty() && row.extra_metrics.size() != data.extra_metrics.size()) {
+        throw bug_error("{} further metrics for {} columns - {}, round {} - this is a mistake in hetlora",
+                        row.extra_metrics.size(), data.extra_metrics.size(), file.where(), row.round);
+    }
+}
+
+RunLog::RunLog(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+RunLog::RunLog(RunLog&&) noexcept = default;
+RunLog& RunLog::operator=(RunLog&&) noexcept = default;
+RunLog::~RunLog() = default;
+
+RunLog RunLog::create(const std::filesystem::path& path, const RunLogHeader& header) {
+    if (header.rank_max < 1) throw bug_error("rank_max {} - run log - must be at least 1", header.rank_max);
+    auto impl = std::make_unique<Impl>();
+    impl->file = hdf5::File::create(path);
+    try {
+        impl->data = RunLogLayout::create(impl->file, header);
+        impl->file.flush();
+    } catch (...) {
+        impl.reset();
+        std::error_code ignored;
+        std::filesystem::remove(path, ignored);
+        throw;
+    }
+    return RunLog(std::move(impl));
+}
+
+RunLog RunLog::reopen(const std::filesystem::path& path, std::int64_t keep_rounds) {
+    auto impl = std::make_unique<Impl>();
+    impl->file = hdf5::File::open_write(path);
+    impl->data = RunLogLayout::open(impl->file);
+    const std::int64_t committed = impl->file.read_int("committed_rounds");
+    if (keep_rounds < 0 || keep_rounds > committed) {
+        throw input_error(
+            "the log has {} committed rounds, {} are wanted - {} - resume from an older checkpoint, or make "
+            "the log anew with `hetlora repair`",
+            committed, keep_rounds, path.string());
+    }
+    impl->cut(keep_rounds);
+    return RunLog(std::move(impl));
+}
+
+void RunLog::append_round(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots) {
+    Impl& log = *impl_;
+    log.check(row, participation, slots);
+    const std::int64_t at = log.committed_rounds;
+    put_table<RoundRow>(log.data.rounds, round_columns(), at, {&row, 1});
+    for (std::size_t i = 0; i < log.data.extra_metrics.size(); ++i) {
+        const double value = row.extra_metrics.empty() ? not_measured : row.extra_metrics[i];
+        put_rows<double>(log.data.extra_metrics[i], at, {&value, 1});
+    }
+    put_rows<std::int64_t>(log.data.slots_round, at, {&row.round, 1});
+    put_rows<double>(log.data.slots_energy, at, slots.energy);
+    put_rows<std::int64_t>(log.data.slots_contributors, at, slots.n_contributors);
+    put_rows<std::int64_t>(log.data.events, log.committed_events,
+                           count_from(log.committed_events, participation.size()));
+    put_table<ParticipationRow>(log.data.participation, participation_columns(), log.committed_events, participation);
+    log.file.flush();
+    log.file.write_attribute("committed_rounds", at + 1);
+    log.file.flush();
+    log.committed_rounds = at + 1;
+    log.committed_events += static_cast<std::int64_t>(participation.size());
+}
+
+void RunLog::set_client_final(std::span<const double> eval_loss_base, std::span<const double> eval_loss_final) {
+    const auto many = static_cast<std::size_t>(impl_->data.n_clients);
+    if (eval_loss_base.size() != many || eval_loss_final.size() != many) {
+        throw bug_error("{} base and {} final losses for {} clients - {} - this is a mistake in hetlora",
+                        eval_loss_base.size(), eval_loss_final.size(), many, impl_->file.where());
+    }
+    impl_->file.open_dataset("clients/eval_loss_base").write<double>(0, eval_loss_base);
+    impl_->file.open_dataset("clients/eval_loss_final").write<double>(0, eval_loss_final);
+    impl_->file.flush();
+}
+
+void RunLog::add_provenance(const Provenance& provenance) {
+    write_provenance(impl_->file, provenance);
+    impl_->file.flush();
+}
+
+std::int64_t RunLog::committed_rounds() const noexcept { return impl_->committed_rounds; }
+
+void RunLog::close() {
+    impl_->file.flush();
+    hdf5::File file = std::move(impl_->file);
+    const std::int64_t committed = impl_->committed_rounds;
+    impl_ = std::make_unique<Impl>();  // releases the data sets first
+    impl_->committed_rounds = committed;
+    file.close();
+}
+
+}  // namespace hetlora

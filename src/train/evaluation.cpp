@@ -1,0 +1,57 @@
+#include "hetlora/train/evaluation.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "hetlora/model/batch.hpp"
+
+namespace hetlora {
+
+EvaluationSums& EvaluationSums::operator+=(const EvaluationSums& other) {
+    loss += other.loss;
+    tokens += other.tokens;
+    correct += other.correct;
+    return *this;
+}
+
+double EvaluationSums::mean_loss() const {
+    return tokens == 0 ? std::numeric_limits<double>::quiet_NaN() : loss / static_cast<double>(tokens);
+}
+
+double EvaluationSums::accuracy() const {
+    return tokens == 0 ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(correct) / static_cast<double>(tokens);
+}
+
+std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowRef> windows, std::int64_t batch_rows) {
+    std::vector<std::size_t> order(windows.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) { return windows[a].rows > windows[b].rows; });
+    std::vector<std::vector<std::size_t>> batches;
+    std::int64_t rows = 0;
+    for (const std::size_t index : order) {
+        if (batches.empty() || rows + windows[index].rows > batch_rows) {
+            batches.emplace_back();
+            rows = 0;
+        }
+        batches.back().push_back(index);
+        rows += windows[index].rows;
+    }
+    return batches;
+}
+
+EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
+                              std::span<const std::size_t> batch, AdapterGroup* adapter) {
+    std::vector<WindowTokens> tokens;
+    tokens.reserve(batch.size());
+    BatchClient client{.group = adapter, .client_in_group = 0, .dropout_seed = 0, .sequences = {}};
+    for (const std::size_t index : batch) tokens.push_back(corpus.read(windows[index]));
+    for (const WindowTokens& window : tokens) client.sequences.push_back({.inputs = window.inputs, .targets = window.targets});
+    const RowLosses losses = engine.evaluate(make_batch(engine.weights(), std::span(&client, 1)));
+    EvaluationSums sums{.loss = 0.0, .tokens = std::ssize(losses.loss_L), .correct = 0};
+    for (const double loss : losses.loss_L) sums.loss += loss;
+    for (const std::uint8_t correct : losses.correct_L) sums.correct += correct;
+    return sums;
+}
+
+}  // namespace hetlora

@@ -1,0 +1,162 @@
+#include "hetlora/train/local_training.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <numbers>
+#include <numeric>
+
+#include "hetlora/base/random.hpp"
+#include "hetlora/base/timer.hpp"
+#include "hetlora/data/batches.hpp"
+#include "hetlora/model/batch.hpp"
+#include "hetlora/train/client_update.hpp"
+
+namespace hetlora {
+namespace {
+
+/// Clients of a pack whose adapters have one width, with the pack's state for them.
+struct TrainingGroup {
+    std::vector<std::size_t> tasks;  // indices into the pack, most steps first: those still active are a prefix
+    std::unique_ptr<AdapterGroup> adapters;
+    OptimizerState state;
+};
+
+/// A client's windows in the order of its local steps.
+class StepData {
+public:
+    StepData(const Corpus& corpus, const ClientTask& task, const LocalOptions& options)
+        : windows_(corpus.train_windows(task.client)),
+          order_{.seed_data = options.seed_data,
+                 .client = task.client,
+                 .round = options.round,
+                 .n_windows = std::ssize(windows_),
+                 .batch_size = options.batch_size} {}
+
+    [[nodiscard]] std::vector<WindowRef> windows_of(std::int64_t step) {
+        const std::int64_t per_epoch = steps_per_epoch(order_);
+        if (step / per_epoch != epoch_) {
+            epoch_ = step / per_epoch;
+            permutation_ = epoch_permutation(order_, epoch_);
+        }
+        const std::int64_t begin = step % per_epoch * order_.batch_size;
+        const std::int64_t end = std::min(order_.n_windows, begin + order_.batch_size);
+        std::vector<WindowRef> batch;
+        for (std::int64_t i = begin; i < end; ++i) {
+            batch.push_back(windows_[static_cast<std::size_t>(permutation_[static_cast<std::size_t>(i)])]);
+        }
+        return batch;
+    }
+
+private:
+    std::vector<WindowRef> windows_;
+    BatchOrder order_;
+    std::int64_t epoch_ = -1;
+    std::vector<std::int64_t> permutation_;
+};
+
+std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const ClientTask> tasks, const LocalOptions& options) {
+    std::map<std::int64_t, std::vector<std::size_t>> by_width;
+    for (std::size_t t = 0; t < tasks.size(); ++t) by_width[lora_width(tasks[t].lora_rank)].push_back(t);
+    std::vector<TrainingGroup> groups;
+    for (auto& [width, members] : by_width) {
+        std::ranges::stable_sort(members, [&](std::size_t a, std::size_t b) { return tasks[a].n_steps > tasks[b].n_steps; });
+        TrainingGroup group;
+        group.adapters = std::make_unique<AdapterGroup>(engine.layout(), std::ssize(members), width, /*with_gradient=*/true,
+                                                        engine.weights().options());
+        for (std::size_t c = 0; c < members.size(); ++c) {
+            group.adapters->set(static_cast<std::int64_t>(c), tasks[members[c]].received, tasks[members[c]].lora_rank);
+        }
+        group.state = OptimizerState(*group.adapters, options.optimizer);
+        group.tasks = std::move(members);
+        groups.push_back(std::move(group));
+    }
+    return groups;
+}
+
+}  // namespace
+
+std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std::span<const ClientTask> tasks,
+                                      const LocalOptions& options) {
+    const Stopwatch watch;
+    std::vector<TrainingGroup> groups = make_groups(engine, tasks, options);
+    std::vector<StepData> data;
+    std::vector<ClientOutcome> outcomes(tasks.size());
+    std::int64_t most_steps = 0;
+    for (std::size_t t = 0; t < tasks.size(); ++t) {
+        data.emplace_back(corpus, tasks[t], options);
+        outcomes[t].client = tasks[t].client;
+        most_steps = std::max(most_steps, tasks[t].n_steps);
+    }
+
+    for (std::int64_t step = 0; step < most_steps; ++step) {
+        std::vector<std::size_t> active;  // tasks in the order of the batch's rows
+        std::vector<BatchClient> clients;
+        std::vector<std::vector<WindowTokens>> tokens;  // keeps alive what the batch's spans point at
+        for (auto& group : groups) {
+            for (std::size_t c = 0; c < group.tasks.size(); ++c) {
+                const std::size_t t = group.tasks[c];
+                if (tasks[t].n_steps <= step) break;
+                StepRecord record{.loss = 0.0, .n_loss_tokens = 0, .windows = data[t].windows_of(step)};
+                BatchClient client{.group = group.adapters.get(),
+                                   .client_in_group = static_cast<std::int64_t>(c),
+                                   .dropout_seed = hash_seed(options.seed_data, Purpose::dropout, tasks[t].client, options.round, step),
+                                   .sequences = {}};
+                auto& kept = tokens.emplace_back();
+                for (const WindowRef& window : record.windows) kept.push_back(corpus.read(window));
+                for (const WindowTokens& window : kept) {
+                    client.sequences.push_back({.inputs = window.inputs, .targets = window.targets});
+                    record.n_loss_tokens += window.n_loss;
+                    outcomes[t].n_tokens += std::ssize(window.inputs);
+                }
+                outcomes[t].steps.push_back(std::move(record));
+                clients.push_back(std::move(client));
+                active.push_back(t);
+            }
+        }
+        const RowLosses losses = engine.train(make_batch(engine.weights(), clients), options.dropout);
+
+        std::size_t row = 0;
+        for (const std::size_t t : active) {
+            StepRecord& record = outcomes[t].steps.back();
+            double sum = 0.0;
+            for (std::int64_t i = 0; i < record.n_loss_tokens; ++i) sum += losses.loss_L[row++];
+            record.loss = sum / static_cast<double>(record.n_loss_tokens);
+            outcomes[t].finite = outcomes[t].finite && std::isfinite(record.loss);
+        }
+        for (auto& group : groups) {
+            for (std::size_t c = 0; c < group.tasks.size(); ++c) {
+                const ClientTask& task = tasks[group.tasks[c]];
+                if (task.n_steps <= step) break;
+                update_client(*group.adapters, group.state, static_cast<std::int64_t>(c), engine.layout(),
+                              {.lora_rank = task.lora_rank, .tail_start = task.tail_start, .step = step + 1}, options);
+            }
+        }
+    }
+
+    const double elapsed_s = watch.seconds();
+    const std::int64_t all_tokens = std::accumulate(outcomes.begin(), outcomes.end(), std::int64_t{0},
+                                                    [](std::int64_t sum, const ClientOutcome& o) { return sum + o.n_tokens; });
+    for (auto& group : groups) {
+        for (std::size_t c = 0; c < group.tasks.size(); ++c) {
+            ClientOutcome& outcome = outcomes[group.tasks[c]];
+            outcome.trained = group.adapters->get(static_cast<std::int64_t>(c), tasks[group.tasks[c]].lora_rank);
+            outcome.finite = outcome.finite && std::ranges::all_of(outcome.trained, [](double x) { return std::isfinite(x); });
+            outcome.time_s = elapsed_s * static_cast<double>(outcome.n_tokens) /
+                             static_cast<double>(std::max<std::int64_t>(1, all_tokens));
+        }
+    }
+    return outcomes;
+}
+
+double scheduled_rate(LearningRateSchedule schedule, double peak, std::int64_t round, std::int64_t rounds, std::int64_t warmup,
+                      double final_fraction) {
+    if (warmup > 0 && round <= warmup) return peak * static_cast<double>(round) / static_cast<double>(warmup);
+    if (schedule == LearningRateSchedule::constant || rounds <= warmup) return peak;
+    const double progress = static_cast<double>(round - warmup) / static_cast<double>(rounds - warmup);
+    const double fall = schedule == LearningRateSchedule::linear ? 1.0 - progress : 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+    return peak * (final_fraction + (1.0 - final_fraction) * fall);
+}
+
+}  // namespace hetlora

@@ -1,0 +1,112 @@
+// Presets, overrides and refusals.
+#include "hetlora/fed/strategy.hpp"
+
+#include <gtest/gtest.h>
+
+#include "hetlora/base/error.hpp"
+
+namespace hetlora {
+namespace {
+
+Settings with_preset(const std::string& preset) {
+    Settings settings;
+    settings.strategy.preset = preset;
+    return settings;
+}
+
+std::string refusal(const Settings& settings) {
+    try {
+        (void)resolve_strategy(settings);
+        return "";
+    } catch (const Error& error) {
+        EXPECT_EQ(error.code(), ExitCode::usage);
+        return error.what();
+    }
+}
+
+TEST(Strategy, the_default_is_hetlora_to_the_letter) {
+    const auto s = resolve_strategy(Settings{});
+    EXPECT_EQ(s.preset, "hetlora");
+    EXPECT_EQ(s.slot_norm, SlotNorm::all);
+    EXPECT_EQ(s.client_weight, ClientWeight::sparsity);
+    EXPECT_EQ(s.local_extra, LocalExtra::tail_prune);
+    EXPECT_EQ(s.aggregate, Aggregate::parameters);
+    EXPECT_EQ(s.keep_uncovered, KeepUncovered::no);
+    EXPECT_EQ(s.prune_gamma, 0.99);
+    EXPECT_EQ(s.rank_min, 2);
+}
+
+TEST(Strategy, aliases_are_the_same_method) {
+    for (const std::string name : {"homlora", "fedit", "fedavg"}) {
+        EXPECT_EQ(resolve_strategy(with_preset(name)).preset, "fedavg");
+    }
+}
+
+TEST(Strategy, overrides_win) {
+    auto settings = with_preset("zeropad");
+    settings.strategy.slot_norm = SlotNorm::contributors;
+    settings.strategy.client_weight = ClientWeight::uniform;
+    const auto s = resolve_strategy(settings);
+    EXPECT_EQ(s.slot_norm, SlotNorm::contributors);
+    EXPECT_EQ(s.client_weight, ClientWeight::uniform);
+    EXPECT_EQ(s.local_extra, LocalExtra::none);
+}
+
+TEST(Strategy, an_unknown_name_gets_the_nearest_one) {
+    EXPECT_NE(refusal(with_preset("hetlra")).find("hetlora"), std::string::npos);
+    EXPECT_NE(refusal(with_preset("zero-pad")).find("did you mean zeropad"), std::string::npos);
+}
+
+TEST(Strategy, senseless_combinations_are_refused_with_the_reason) {
+    auto settings = with_preset("zeropad");
+    settings.strategy.weight_scope = WeightScope::matrix;
+    EXPECT_NE(refusal(settings).find("client_weight"), std::string::npos);
+
+    settings = with_preset("fedavg");
+    settings.strategy.local_extra = LocalExtra::tail_prune;
+    EXPECT_NE(refusal(settings).find("unequal"), std::string::npos);
+
+    settings = with_preset("hetlora");
+    settings.strategy.aggregate = Aggregate::deltas;
+    EXPECT_EQ(refusal(settings), "");
+    settings.strategy.keep_uncovered = KeepUncovered::refill;
+    EXPECT_NE(refusal(settings).find("deltas"), std::string::npos);
+
+    settings = with_preset("hetlora");
+    settings.strategy.weight_scope = WeightScope::matrix;
+    settings.strategy.weight_norm = WeightNorm::sum;
+    EXPECT_NE(refusal(settings).find("weight_norm"), std::string::npos);
+
+    settings = with_preset("hetlora");
+    settings.strategy.weight_includes_scale = true;
+    EXPECT_NE(refusal(settings).find("scale_rule"), std::string::npos);
+
+    for (const double gamma : {0.0, 1.5, -1.0}) {
+        settings = with_preset("hetlora");
+        settings.strategy.prune_gamma = gamma;
+        EXPECT_NE(refusal(settings).find("prune_gamma"), std::string::npos);
+    }
+}
+
+TEST(Strategy, fedavg_asks_for_equal_ranks) {
+    const auto s = resolve_strategy(with_preset("fedavg"));
+    EXPECT_NO_THROW(check_lora_ranks(s, std::vector<std::int64_t>{8, 8, 8}));
+    EXPECT_THROW(check_lora_ranks(s, std::vector<std::int64_t>{8, 4, 8}), Error);
+    EXPECT_NO_THROW(check_lora_ranks(resolve_strategy(Settings{}), std::vector<std::int64_t>{8, 4, 8}));
+}
+
+TEST(Strategy, every_method_is_described) {
+    const auto table = strategy_table();
+    for (const auto& preset : strategy_presets()) {
+        EXPECT_NE(table.find(preset.name), std::string::npos);
+        const auto text = strategy_description(preset.name);
+        EXPECT_NE(text.find(preset.paper), std::string::npos);
+        EXPECT_NE(text.find("keep_uncovered"), std::string::npos);
+        EXPECT_EQ(refusal(with_preset(std::string(preset.name))), "");
+    }
+    EXPECT_NE(strategy_description("fedit").find("fedavg (also: homlora, fedit)"), std::string::npos);
+    EXPECT_THROW((void)strategy_description("x"), Error);
+}
+
+}  // namespace
+}  // namespace hetlora

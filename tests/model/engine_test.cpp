@@ -1,0 +1,333 @@
+// The explicit forward and backward against autograd over the plain reference, against finite differences, and against
+// itself with other neighbours in the pack.
+#include "hetlora/model/engine.hpp"
+
+#include <gtest/gtest.h>
+
+#include "hetlora/base/error.hpp"
+#include "hetlora/base/random.hpp"
+#include "hetlora/model/batch.hpp"
+#include "hetlora/model/generate.hpp"
+#include "hetlora/model/reference.hpp"
+
+namespace hetlora {
+namespace {
+
+constexpr double scale = 1.7;
+
+ModelConfig small_config() {
+    ModelConfig config;
+    config.vocab_size = 53;
+    config.hidden_size = 24;
+    config.intermediate_size = 40;
+    config.layers = 3;
+    config.heads = 4;
+    config.kv_heads = 2;
+    config.head_size = 6;
+    config.max_positions = 64;
+    config.tied_head = true;
+    return config;
+}
+
+LlamaWeights random_weights(at::ScalarType dtype, ModelConfig config = small_config()) {
+    LlamaWeights weights = allocate_weights(config, at::TensorOptions().dtype(dtype));
+    at::manual_seed(3);
+    for (const auto& [name, tensor] : named_weights(weights)) {
+        at::Tensor target = tensor;
+        target.copy_(at::randn(tensor.sizes(), at::kDouble) * (tensor.dim() == 1 ? 0.3 : 0.2) + (tensor.dim() == 1 ? 1.0 : 0.0));
+    }
+    return weights;
+}
+
+/// A client's adapter and sequences, all hashed from its number.
+struct TestClient {
+    std::int64_t lora_rank = 4;
+    std::vector<double> factors;
+    std::vector<std::vector<std::int32_t>> inputs;
+    std::vector<std::vector<std::int32_t>> targets;
+};
+
+TestClient make_client(const AdapterLayout& layout, int number, std::int64_t lora_rank, const std::vector<std::int64_t>& lengths) {
+    TestClient client{.lora_rank = lora_rank, .factors = {}, .inputs = {}, .targets = {}};
+    for (std::int64_t i = 0; i < layout.parameters(lora_rank); ++i) {
+        client.factors.push_back(0.1 * standard_normal(hash_seed(1, Purpose::test, number, i)));
+    }
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+        auto& inputs = client.inputs.emplace_back();
+        auto& targets = client.targets.emplace_back();
+        for (std::int64_t i = 0; i < lengths[s]; ++i) {
+            inputs.push_back(static_cast<std::int32_t>(hash_seed(2, Purpose::test, number, s, i) % 53));
+            const bool counts = hash_seed(3, Purpose::test, number, s, i) % 3 != 0 || i == lengths[s] - 1;
+            targets.push_back(counts ? static_cast<std::int32_t>(hash_seed(4, Purpose::test, number, s, i) % 53) : -1);
+        }
+    }
+    return client;
+}
+
+/// Adapters of clients of one width, loaded.
+std::unique_ptr<AdapterGroup> make_group(const AdapterLayout& layout, const std::vector<const TestClient*>& clients,
+                                         const LlamaWeights& weights) {
+    auto group = std::make_unique<AdapterGroup>(layout, std::ssize(clients), lora_width(clients.front()->lora_rank), true,
+                                                weights.options());
+    for (std::size_t c = 0; c < clients.size(); ++c) {
+        group->set(static_cast<std::int64_t>(c), clients[c]->factors, clients[c]->lora_rank);
+    }
+    return group;
+}
+
+BatchClient batch_client(const TestClient& client, AdapterGroup* group, std::int64_t index) {
+    BatchClient entry{.group = group, .client_in_group = index, .dropout_seed = 0, .sequences = {}};
+    for (std::size_t s = 0; s < client.inputs.size(); ++s) entry.sequences.push_back({client.inputs[s], client.targets[s]});
+    return entry;
+}
+
+/// Mean loss of a client by the reference; gradients by autograd in canonical form where asked for.
+double reference_loss(const LlamaWeights& weights, const AdapterLayout& layout, const TestClient& client,
+                      std::vector<double>* gradient) {
+    ReferenceAdapter adapter;
+    const double* values = client.factors.data();
+    for (const auto& matrix : layout.matrices) {
+        const auto take = [&](std::int64_t columns) {
+            at::Tensor t = at::empty({client.lora_rank, columns}, at::kDouble);
+            std::copy_n(values, t.numel(), t.data_ptr<double>());
+            values += t.numel();
+            return t.to(weights.options()).requires_grad_(true);
+        };
+        adapter.a_WD.push_back(take(matrix.d_in));
+        adapter.bt_WO.push_back(take(matrix.d_out));
+    }
+    at::Tensor sum = at::zeros({}, weights.options());
+    std::int64_t count = 0;
+    for (std::size_t s = 0; s < client.inputs.size(); ++s) {
+        const at::Tensor tokens = at::tensor(std::vector<std::int64_t>(client.inputs[s].begin(), client.inputs[s].end()), at::kLong);
+        const at::Tensor logits = reference_logits(weights, tokens.unsqueeze(0), layout, &adapter, scale).squeeze(0);
+        const at::Tensor log_p = at::log_softmax(logits, 1);
+        for (std::size_t i = 0; i < client.targets[s].size(); ++i) {
+            if (client.targets[s][i] < 0) continue;
+            sum = sum - log_p[static_cast<std::int64_t>(i)][client.targets[s][i]];
+            ++count;
+        }
+    }
+    const at::Tensor loss = sum / static_cast<double>(count);
+    if (gradient != nullptr) {
+        loss.backward();
+        for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
+            for (const at::Tensor& leaf : {adapter.a_WD[m], adapter.bt_WO[m]}) {
+                const at::Tensor g = leaf.grad().to(at::kDouble).contiguous();
+                gradient->insert(gradient->end(), g.const_data_ptr<double>(), g.const_data_ptr<double>() + g.numel());
+            }
+        }
+    }
+    return loss.item<double>();
+}
+
+double client_mean(const RowLosses& losses, std::size_t begin, std::size_t count) {
+    double sum = 0.0;
+    for (std::size_t i = begin; i < begin + count; ++i) sum += losses.loss_L[i];
+    return sum / static_cast<double>(count);
+}
+
+std::size_t n_targets(const TestClient& client) {
+    std::size_t count = 0;
+    for (const auto& targets : client.targets) count += static_cast<std::size_t>(std::ranges::count_if(targets, [](auto t) { return t >= 0; }));
+    return count;
+}
+
+double relative_difference(const std::vector<double>& a, const std::vector<double>& b) {
+    double difference = 0.0;
+    double norm = 0.0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        difference += (a[i] - b[i]) * (a[i] - b[i]);
+        norm += b[i] * b[i];
+    }
+    return std::sqrt(difference / norm);
+}
+
+class EngineByTargets : public ::testing::TestWithParam<std::vector<std::string>> {};
+
+TEST_P(EngineByTargets, losses_and_gradients_equal_autograd) {
+    const LlamaWeights weights = random_weights(at::kDouble);
+    const AdapterLayout layout = make_adapter_layout(weights.config, GetParam());
+    Engine engine(weights, layout, scale);
+    const TestClient first = make_client(layout, 1, 4, {9, 17});
+    const TestClient second = make_client(layout, 2, 7, {26});
+    const TestClient third = make_client(layout, 3, 11, {33, 1, 2});
+    const auto narrow = make_group(layout, {&first, &second}, weights);
+    const auto wide = make_group(layout, {&third}, weights);
+    const std::vector<BatchClient> clients{batch_client(first, narrow.get(), 0), batch_client(second, narrow.get(), 1),
+                                           batch_client(third, wide.get(), 0)};
+
+    const RowLosses losses = engine.train(make_batch(weights, clients));
+
+    std::size_t row = 0;
+    const auto check = [&](const TestClient& client, const AdapterGroup& group, std::int64_t index) {
+        std::vector<double> expected;
+        const double loss = reference_loss(weights, layout, client, &expected);
+        EXPECT_NEAR(client_mean(losses, row, n_targets(client)), loss, 1e-12);
+        EXPECT_LT(relative_difference(group.get_gradient(index, client.lora_rank), expected), 1e-11);
+        row += n_targets(client);
+    };
+    check(first, *narrow, 0);
+    check(second, *narrow, 1);
+    check(third, *wide, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, EngineByTargets,
+                         ::testing::Values(std::vector<std::string>{"q_proj", "v_proj"}, std::vector<std::string>{"all-linear"},
+                                           std::vector<std::string>{"k_proj"}, std::vector<std::string>{"o_proj", "down_proj"},
+                                           std::vector<std::string>{"gate_proj"}, std::vector<std::string>{"up_proj", "q_proj"}));
+
+TEST(Engine, gradient_equals_finite_differences) {
+    const LlamaWeights weights = random_weights(at::kDouble);
+    const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
+    Engine engine(weights, layout, scale);
+    TestClient client = make_client(layout, 5, 3, {12, 20});
+    const auto group = make_group(layout, {&client}, weights);
+    (void)engine.train(make_batch(weights, std::vector{batch_client(client, group.get(), 0)}));
+    const std::vector<double> gradient = group->get_gradient(0, client.lora_rank);
+
+    for (int probe = 0; probe < 40; ++probe) {
+        const std::size_t i = hash_seed(9, Purpose::test, probe) % client.factors.size();
+        const double kept = client.factors[i];
+        const double h = 1e-6;
+        const auto loss_at = [&](double value) {
+            client.factors[i] = value;
+            group->set(0, client.factors, client.lora_rank);
+            const RowLosses losses = engine.evaluate(make_batch(weights, std::vector{batch_client(client, group.get(), 0)}));
+            return client_mean(losses, 0, losses.loss_L.size());
+        };
+        const double slope = (loss_at(kept + h) - loss_at(kept - h)) / (2 * h);
+        client.factors[i] = kept;
+        EXPECT_NEAR(gradient[i], slope, 1e-7 + 1e-5 * std::abs(slope));
+    }
+}
+
+TEST(Engine, padded_slots_get_exactly_no_gradient) {
+    const LlamaWeights weights = random_weights(at::kFloat);
+    const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
+    Engine engine(weights, layout, scale);
+    const TestClient client = make_client(layout, 1, 3, {30});
+    const auto group = make_group(layout, {&client}, weights);
+
+    (void)engine.train(make_batch(weights, std::vector{batch_client(client, group.get(), 0)}));
+
+    for (const auto& matrix : group->matrices) {
+        EXPECT_EQ(matrix.grad_a_CWD.narrow(1, 3, 5).abs().max().item<double>(), 0.0);
+        EXPECT_EQ(matrix.grad_bt_CWO.narrow(1, 3, 5).abs().max().item<double>(), 0.0);
+        EXPECT_GT(matrix.grad_a_CWD.narrow(1, 0, 3).abs().max().item<double>(), 0.0);
+    }
+}
+
+TEST(Engine, a_client_cannot_tell_that_it_was_batched) {
+    for (const auto& [dtype, tolerance] : {std::pair{at::kDouble, 1e-10}, std::pair{at::kFloat, 1e-5}}) {
+        const LlamaWeights weights = random_weights(dtype);
+        const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
+        Engine engine(weights, layout, scale);
+        std::vector<TestClient> clients;
+        for (int k = 0; k < 6; ++k) clients.push_back(make_client(layout, k, 2 + k % 3, {8 + 3 * (k % 2), 15}));
+        std::vector<const TestClient*> pointers;
+        for (const auto& client : clients) pointers.push_back(&client);
+        const auto together = make_group(layout, pointers, weights);
+        std::vector<BatchClient> batch;
+        for (int k = 0; k < 6; ++k) batch.push_back(batch_client(clients[static_cast<std::size_t>(k)], together.get(), k));
+        const RowLosses losses = engine.train(make_batch(weights, batch));
+        std::size_t row = 0;
+        for (int k = 0; k < 6; ++k) {
+            const TestClient& client = clients[static_cast<std::size_t>(k)];
+            const auto alone = make_group(layout, {&client}, weights);
+            const RowLosses own = engine.train(make_batch(weights, std::vector{batch_client(client, alone.get(), 0)}));
+            EXPECT_LT(relative_difference(together->get_gradient(k, client.lora_rank), alone->get_gradient(0, client.lora_rank)), tolerance);
+            EXPECT_NEAR(client_mean(losses, row, n_targets(client)), client_mean(own, 0, n_targets(client)), tolerance);
+            row += n_targets(client);
+        }
+    }
+}
+
+TEST(Engine, a_nan_client_does_not_reach_its_neighbours) {
+    const LlamaWeights weights = random_weights(at::kFloat);
+    const AdapterLayout layout = make_adapter_layout(weights.config, {"q_proj", "v_proj"});
+    Engine engine(weights, layout, scale);
+    TestClient sick = make_client(layout, 1, 4, {20});
+    const TestClient well = make_client(layout, 2, 4, {20});
+    sick.factors[0] = std::numeric_limits<double>::quiet_NaN();
+    const auto group = make_group(layout, {&sick, &well}, weights);
+
+    const RowLosses losses = engine.train(make_batch(weights, std::vector{batch_client(sick, group.get(), 0), batch_client(well, group.get(), 1)}));
+
+    EXPECT_TRUE(std::isnan(losses.loss_L.front()));
+    EXPECT_TRUE(std::isfinite(losses.loss_L.back()));
+    for (const double g : group->get_gradient(1, 4)) ASSERT_TRUE(std::isfinite(g));
+}
+
+TEST(Engine, dropout_masks_belong_to_the_client) {
+    const LlamaWeights weights = random_weights(at::kDouble);
+    const AdapterLayout layout = make_adapter_layout(weights.config, {"q_proj", "down_proj"});
+    Engine engine(weights, layout, scale);
+    const TestClient first = make_client(layout, 1, 4, {20});
+    const TestClient second = make_client(layout, 2, 4, {20});
+    const auto train = [&](std::vector<const TestClient*> clients, std::vector<std::uint64_t> seeds) {
+        auto group = make_group(layout, clients, weights);
+        std::vector<BatchClient> batch;
+        for (std::size_t c = 0; c < clients.size(); ++c) {
+            batch.push_back(batch_client(*clients[c], group.get(), static_cast<std::int64_t>(c)));
+            batch.back().dropout_seed = seeds[c];
+        }
+        (void)engine.train(make_batch(weights, batch), 0.3);
+        return group;
+    };
+    const auto together = train({&first, &second}, {11, 22});
+    const auto alone = train({&second}, {22});
+    const auto other_seed = train({&second}, {23});
+    EXPECT_LT(relative_difference(together->get_gradient(1, 4), alone->get_gradient(0, 4)), 1e-10);
+    EXPECT_GT(relative_difference(other_seed->get_gradient(0, 4), alone->get_gradient(0, 4)), 1e-3);
+}
+
+TEST(Generate, cached_decoding_equals_the_whole_forward) {
+    const LlamaWeights weights = random_weights(at::kDouble);
+    const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
+    Engine engine(weights, layout, scale);
+    const TestClient client = make_client(layout, 1, 5, {4});
+    const auto group = make_group(layout, {&client}, weights);
+    const std::vector<std::vector<std::int32_t>> prompts{{5, 9, 2}, {7}, {1, 2, 3, 4, 5, 6}};
+
+    const auto replies = generate(engine, group.get(), prompts, {.max_new_tokens = 12, .temperature = 0.0, .seed = 0, .stop_ids = {}});
+
+    for (std::size_t s = 0; s < prompts.size(); ++s) {
+        std::vector<std::int32_t> tokens = prompts[s];
+        ASSERT_EQ(replies[s].size(), 12U);
+        for (const std::int32_t reply : replies[s]) {
+            const std::vector<std::int32_t> targets(tokens.size(), 0);
+            BatchClient whole{.group = group.get(), .client_in_group = 0, .dropout_seed = 0, .sequences = {{tokens, targets}}};
+            const at::Tensor logits = engine.logits(make_batch(weights, std::vector{whole}));
+            EXPECT_EQ(reply, logits[logits.size(0) - 1].argmax().item<std::int64_t>());
+            tokens.push_back(reply);
+        }
+    }
+}
+
+TEST(Generate, stops_at_a_stop_token_and_draws_by_seed) {
+    const LlamaWeights weights = random_weights(at::kFloat);
+    Engine engine(weights, {}, 1.0);
+    const std::vector<std::vector<std::int32_t>> prompts{{5, 9, 2}};
+    const auto greedy = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {}});
+    const auto stopped = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {greedy[0][3]}});
+    const auto hot = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
+    const auto hot_again = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
+    const auto hot_other = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 2, .stop_ids = {}});
+    EXPECT_LE(stopped[0].size(), 3U);
+    EXPECT_EQ(hot, hot_again);
+    EXPECT_NE(hot, hot_other);
+    EXPECT_THROW((void)generate(engine, nullptr, {{}}, {.max_new_tokens = 1, .temperature = 0.0, .seed = 0, .stop_ids = {}}), Error);
+}
+
+TEST(Batch, refuses_tokens_outside_the_vocabulary_and_long_sequences) {
+    const LlamaWeights weights = random_weights(at::kFloat);
+    const std::vector<std::int32_t> foreign{1, 53};
+    const std::vector<std::int32_t> none{-1, -1};
+    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .dropout_seed = 0, .sequences = {{foreign, none}}}}), Error);
+    const std::vector<std::int32_t> much(65, 1);
+    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .dropout_seed = 0, .sequences = {{much, much}}}}), Error);
+}
+
+}  // namespace
+}  // namespace hetlora

@@ -1,0 +1,160 @@
+"""run.h5, trace.h5 and progress.jsonl as users read them: xarray with both engines, ncdump, h5py, after kill -9 too."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITER = Path(os.environ.get("HETLORA_BUILD_DIR", ROOT / "build")) / "tests" / "write_sample_log"
+KILLS = int(os.environ.get("HETLORA_TEST_KILLS", "5"))
+GROUPS = ("rounds", "slots", "participation", "clients", "provenance")
+
+pytestmark = pytest.mark.skipif(not WRITER.exists(), reason=f"{WRITER} is not built")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("log") / "run"
+    subprocess.run([WRITER, folder, "4"], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_xarray_opens_every_group(run, group, engine):
+    with xr.open_dataset(run / "run.h5", group=group, engine=engine) as data:
+        data.load()
+        for name, column in data.variables.items():
+            assert column.attrs["units"] and column.attrs["long_name"], name
+            assert column.dtype.kind in "ifOSU", (name, column.dtype)  # no times, no surprises
+            if column.dtype.kind == "i":
+                assert "_FillValue" not in column.encoding, name
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
+def test_values_as_xarray_sees_them(run, engine):
+    with xr.open_dataset(run / "run.h5", group="rounds", engine=engine) as rounds:
+        assert rounds.sizes == {"round": 5}
+        np.testing.assert_array_equal(rounds["round"], range(5))
+        np.testing.assert_allclose(rounds.eval_loss, [3.0, 2.9, 2.8, 2.7, 2.6])
+        assert np.isnan(rounds.train_loss[0]) and rounds.train_loss[1] == 3.4
+        assert rounds.t_round_s.dtype == np.float64
+        np.testing.assert_array_equal(rounds.eval_rouge, [0.5, 1.5, 2.5, 3.5, 4.5])
+        np.testing.assert_array_equal(rounds.eval_bits, [0.25, 1.25, 2.25, 3.25, 4.25])
+        assert rounds.peak_memory_bytes[4] == 2**33 + 4
+    with xr.open_dataset(run / "run.h5", group="slots", engine=engine) as slots:
+        assert slots.energy.dims == ("round", "slot") and slots.energy.shape == (5, 4)
+        np.testing.assert_array_equal(slots.n_contributors.sel(round=3), [3, 2, 1, 0])
+    with xr.open_dataset(run / "run.h5", group="participation", engine=engine) as events:
+        np.testing.assert_array_equal(events["round"], [1, 2, 2, 3, 3, 3, 4])
+        np.testing.assert_array_equal(events.dropped, [0, 0, 0, 0, 0, 1, 0])
+        assert events.dropped.dtype == np.int8
+    with xr.open_dataset(run / "run.h5", group="clients", engine=engine) as clients:
+        names = [n.decode() if isinstance(n, bytes) else str(n) for n in clients.name.values]
+        assert names == ["client 0", "client 1 ü", "client 2"]
+    with xr.open_dataset(run / "run.h5", group="provenance", engine=engine) as provenance:
+        assert provenance.attrs["git_commit"] == "0123abcd" and provenance.attrs["threads"] == 2
+
+
+def test_ncdump_reads_the_header(run):
+    if shutil.which("ncdump") is None:
+        pytest.skip("ncdump is not installed")
+    text = subprocess.run(["ncdump", "-h", run / "run.h5"], check=True, capture_output=True, text=True).stdout
+    assert re.search(r"double eval_loss\(round\)", text)
+    assert re.search(r"double energy\(round, slot\)", text)
+    assert re.search(r"round = UNLIMITED", text)
+
+
+def test_root_and_nexus_attributes(run):
+    with h5py.File(run / "run.h5") as log:
+        text = {k: v.decode() if isinstance(v, bytes) else v for k, v in log.attrs.items()}
+        assert text["schema_name"] == "hetlora-run" and text["schema_version"] == 1
+        assert text["committed_rounds"] == 5 and text["default"] == "rounds"
+        assert {"run_id", "creator", "creator_version", "created_utc"} <= set(text)
+        assert log["rounds"].attrs["signal"] in (b"eval_loss", "eval_loss")
+        assert [x.decode() for x in log["slots"].attrs["axes"]] == ["round", "slot"]
+        assert np.isnan(log["rounds/eval_loss"].fillvalue)
+        assert log["rounds/eval_loss"].maxshape == (None,)
+
+
+def test_many_runs_concatenate_in_one_call(run, tmp_path):
+    subprocess.run([WRITER, tmp_path / "b", "4"], check=True, capture_output=True)
+    logs = [xr.open_dataset(r / "run.h5", group="rounds") for r in (run, tmp_path / "b")]
+    assert xr.concat(logs, "run").eval_loss.shape == (2, 5)
+
+
+def test_progress_and_status_are_the_same_rounds(run):
+    lines = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
+    with xr.open_dataset(run / "run.h5", group="rounds") as rounds:
+        assert [line["eval_loss"] for line in lines] == rounds.eval_loss.values.tolist()
+        assert set(rounds.variables) <= set(lines[0])
+    assert [len(line["participation"]) for line in lines] == [0, 1, 2, 3, 1]
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["round"], status["rounds"]) == ("done", 4, 4)
+    assert status["eval_loss"] is None
+    assert (run / "COMPLETE").exists()
+
+
+def test_trace_slices(run):
+    with h5py.File(run / "trace.h5") as trace:
+        slot = int(trace["matrices/d_out"][:].sum() + trace["matrices/d_in"][:].sum())
+        before = trace["events/lora_rank_before"][:]
+        np.testing.assert_array_equal(np.diff(trace["events/received_offset"][:]), before * slot)
+        assert trace["adapters/received"].shape == (int(before.sum()) * slot,)
+        assert len(trace["steps/window_offset"]) == len(trace["steps/loss"]) + 1
+        np.testing.assert_array_equal(trace["globals/round"], range(5))
+        assert trace["matrices/name"][0] == b"model.layers.0.self_attn.q_proj"
+
+
+def test_the_examples_of_the_page_run(run, tmp_path):
+    page = (ROOT / "docs/run-log.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/demo").symlink_to(run)
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        for example in examples:
+            exec(compile(example, "docs/run-log.md", "exec"), {})
+    finally:
+        os.chdir(before)
+    assert len(examples) == 3
+
+
+def test_peft_style_adapter(run):
+    tensors = pytest.importorskip("safetensors.numpy").load_file(run / "adapter/adapter_model.safetensors")
+    config = json.loads((run / "adapter/adapter_config.json").read_text())
+    b = tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+    assert b.shape == (6, 4) and config["lora_alpha"] == 8 and config["r"] == 4
+    np.testing.assert_array_equal(b[:, 0], range(16, 22))
+
+
+def test_every_committed_round_survives_kill_9(tmp_path):
+    for attempt in range(KILLS):
+        folder = tmp_path / f"run{attempt}"
+        writer = subprocess.Popen([WRITER, folder, "0"], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout.readline() == "1\n"
+        time.sleep(random.Random(attempt).uniform(0.0, 0.4))
+        writer.kill()
+        printed = [int(line) for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        writer.wait()
+        with h5py.File(folder / "run.h5") as log:
+            committed = int(log.attrs["committed_rounds"])
+        assert committed >= max(printed, default=1)
+        with xr.open_dataset(folder / "run.h5", group="rounds") as rounds:
+            rows = rounds.isel(round=slice(committed))
+            np.testing.assert_array_equal(rows["round"], range(committed))
+            np.testing.assert_allclose(rows.eval_loss, 3.0 - 0.1 * np.arange(committed))
+        assert len((folder / "progress.jsonl").read_text().splitlines()) >= committed - 1

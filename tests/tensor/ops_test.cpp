@@ -1,0 +1,189 @@
+// The CPU kernels, at every vector level that this processor has, against the compositions of ATen's ops.
+#include "hetlora/tensor/ops.hpp"
+
+#include <gtest/gtest.h>
+
+#include "hetlora/base/error.hpp"
+
+namespace hetlora {
+namespace {
+
+struct Case {
+    VectorLevel level;
+    at::ScalarType dtype;
+};
+
+double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+    return (a - b).abs().max().item<double>() / std::max(1e-30, b.abs().max().item<double>());
+}
+
+class Ops : public ::testing::TestWithParam<Case> {
+protected:
+    void SetUp() override {
+        if (GetParam().level > best_vector_level()) GTEST_SKIP() << "this processor has no " << to_string(GetParam().level);
+        set_vector_level(GetParam().level);
+        at::manual_seed(1);
+    }
+    void TearDown() override { set_vector_level(best_vector_level()); }
+    [[nodiscard]] at::Tensor random(at::IntArrayRef shape) const {
+        return at::randn(shape, at::TensorOptions().dtype(at::kDouble)).to(GetParam().dtype);
+    }
+    [[nodiscard]] double tolerance() const { return GetParam().dtype == at::kDouble ? 1e-12 : 2e-6; }
+};
+
+TEST_P(Ops, rms_norm_and_its_gradient) {
+    const at::Tensor x = random({37, 68});
+    const at::Tensor w = random({68});
+    const at::Tensor dy = random({37, 68});
+    at::Tensor y = at::empty_like(x), y_expected = at::empty_like(x);
+    at::Tensor rstd = at::empty({37}, x.options()), rstd_expected = at::empty({37}, x.options());
+    at::Tensor dx = random({37, 68}), dx_expected = dx.clone();
+
+    ops::rms_norm(x, w, 1e-5, y, rstd);
+    aten::rms_norm(x, w, 1e-5, y_expected, rstd_expected);
+    ops::rms_norm_backward(dy, x, w, rstd, dx);
+    aten::rms_norm_backward(dy, x, w, rstd_expected, dx_expected);
+
+    EXPECT_LT(largest_difference(y, y_expected), tolerance());
+    EXPECT_LT(largest_difference(rstd, rstd_expected), tolerance());
+    EXPECT_LT(largest_difference(dx, dx_expected), tolerance());
+}
+
+TEST_P(Ops, rotary_and_its_transpose) {
+    const auto table = ops::make_rotary_table(64, 10, 10000.0, at::TensorOptions().dtype(GetParam().dtype));
+    const at::Tensor position = at::arange(23, at::kInt).add(5).to(at::kInt);
+    const at::Tensor start = random({23, 50});
+    at::Tensor x = start.clone(), expected = start.clone();
+
+    ops::rotary(x.narrow(1, 0, 30), 3, 10, table, position, +1);
+    aten::rotary(expected.narrow(1, 0, 30), 3, 10, table, position, +1);
+    EXPECT_LT(largest_difference(x, expected), tolerance());
+    EXPECT_TRUE(at::equal(x.narrow(1, 30, 20), start.narrow(1, 30, 20)));
+
+    ops::rotary(x.narrow(1, 0, 30), 3, 10, table, position, -1);
+    EXPECT_LT(largest_difference(x, start), tolerance());
+}
+
+TEST_P(Ops, swiglu_and_its_gradient) {
+    const at::Tensor gate_up = random({19, 2 * 45}) * 4;
+    const at::Tensor d_out = random({19, 45});
+    at::Tensor out = at::empty({19, 45}, d_out.options()), out_expected = at::empty_like(out);
+    at::Tensor d = at::empty_like(gate_up), d_expected = at::empty_like(gate_up);
+
+    ops::swiglu(gate_up, out);
+    aten::swiglu(gate_up, out_expected);
+    ops::swiglu_backward(d_out, gate_up, d);
+    aten::swiglu_backward(d_out, gate_up, d_expected);
+
+    EXPECT_LT(largest_difference(out, out_expected), tolerance());
+    EXPECT_LT(largest_difference(d, d_expected), tolerance());
+}
+
+TEST_P(Ops, swiglu_survives_extreme_gates) {
+    const at::Tensor gate_up = at::tensor({-1e4, -100.0, 100.0, 1e4, 1.0, 1.0, 1.0, 1.0}).to(GetParam().dtype).view({1, 8});
+    at::Tensor out = at::empty({1, 4}, gate_up.options());
+
+    ops::swiglu(gate_up, out);
+
+    EXPECT_NEAR(out[0][0].item<double>(), 0.0, 1e-30);
+    EXPECT_NEAR(out[0][1].item<double>(), 0.0, 1e-30);
+    EXPECT_NEAR(out[0][2].item<double>(), 100.0, 1e-4);
+    EXPECT_NEAR(out[0][3].item<double>(), 1e4, 1e-2);
+}
+
+TEST_P(Ops, attention_and_its_gradient_over_ragged_sequences_and_grouped_heads) {
+    const std::int64_t heads = 6, kv_heads = 2;
+    for (const std::int64_t head_size : {6, 16, 20}) {
+        const std::vector<AttentionSpan> spans{{0, 1}, {1, 33}, {34, 70}, {104, 32}};
+        const std::int64_t rows = 136, Q = heads * head_size, KV = kv_heads * head_size;
+        const at::Tensor qkv = random({rows, Q + 2 * KV});
+        const auto part = [&](const at::Tensor& x, int p) { return p == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (p - 1) * KV, KV); };
+        at::Tensor out = at::empty({rows, Q}, qkv.options()), out_expected = at::empty_like(out);
+        at::Tensor lse = at::empty({rows, heads}, qkv.options()), lse_expected = at::empty_like(lse);
+        const at::Tensor d_out = random({rows, Q});
+        at::Tensor d = at::full_like(qkv, 7), d_expected = at::full_like(qkv, 8);
+
+        ops::attention(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out, lse);
+        aten::attention(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out_expected, lse_expected);
+        ops::attention_backward(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out, lse, d_out,
+                                {part(d, 0), part(d, 1), part(d, 2)});
+        aten::attention_backward(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out_expected, lse_expected,
+                                 d_out, {part(d_expected, 0), part(d_expected, 1), part(d_expected, 2)});
+
+        EXPECT_LT(largest_difference(out, out_expected), tolerance());
+        EXPECT_LT(largest_difference(lse, lse_expected), tolerance());
+        EXPECT_LT(largest_difference(d, d_expected), 5 * tolerance());
+    }
+}
+
+TEST_P(Ops, attention_of_a_sequence_does_not_depend_on_its_neighbours) {
+    const at::Tensor qkv = random({60, 3 * 16});
+    const auto run = [&](const at::Tensor& rows, const std::vector<AttentionSpan>& spans) {
+        at::Tensor out = at::empty({rows.size(0), 16}, rows.options());
+        ops::attention(rows.narrow(1, 0, 16), rows.narrow(1, 16, 16), rows.narrow(1, 32, 16), 2, 2, spans, out, {});
+        return out;
+    };
+    const at::Tensor together = run(qkv, {{0, 25}, {25, 35}});
+    const at::Tensor alone = run(qkv.narrow(0, 25, 35).contiguous(), {{0, 35}});
+    EXPECT_TRUE(at::equal(together.narrow(0, 25, 35), alone));
+}
+
+TEST_P(Ops, cross_entropy_and_its_gradient) {
+    const at::Tensor logits = random({21, 131}) * 5;
+    const at::Tensor target = at::randint(131, {21}, at::TensorOptions().dtype(at::kLong));
+    const at::Tensor scale = random({21}).abs();
+    at::Tensor own = logits.clone(), expected = logits.clone();
+    std::vector<double> loss(21), loss_expected(21);
+    std::vector<std::uint8_t> correct(21), correct_expected(21);
+
+    ops::cross_entropy(own, target, scale, loss.data(), correct.data(), true);
+    aten::cross_entropy(expected, target, scale, loss_expected.data(), correct_expected.data(), true);
+
+    EXPECT_LT(largest_difference(own, expected), tolerance());
+    for (std::size_t i = 0; i < 21; ++i) EXPECT_NEAR(loss[i], loss_expected[i], 20 * tolerance());
+    EXPECT_EQ(correct, correct_expected);
+    at::Tensor untouched = logits.clone();
+    ops::cross_entropy(untouched, target, {}, loss_expected.data(), nullptr, false);
+    EXPECT_TRUE(at::equal(untouched, logits));
+}
+
+TEST_P(Ops, a_nan_stays_in_its_row) {
+    at::Tensor logits = random({4, 40});
+    logits[2][7] = std::numeric_limits<double>::quiet_NaN();
+    at::Tensor clean = logits.clone();
+    clean[2].fill_(0);
+    const at::Tensor target = at::zeros({4}, at::kLong);
+    const at::Tensor scale = at::ones({4}, logits.options());
+    std::vector<double> loss(4), loss_clean(4);
+
+    ops::cross_entropy(logits, target, scale, loss.data(), nullptr, true);
+    ops::cross_entropy(clean, target, scale, loss_clean.data(), nullptr, true);
+
+    EXPECT_TRUE(std::isnan(loss[2]));
+    for (const std::size_t row : {0U, 1U, 3U}) {
+        EXPECT_EQ(loss[row], loss_clean[row]);
+        EXPECT_TRUE(at::equal(logits[static_cast<std::int64_t>(row)], clean[static_cast<std::int64_t>(row)]));
+    }
+}
+
+std::string case_name(const ::testing::TestParamInfo<Case>& info) {
+    return std::string(to_string(info.param.level)) + (info.param.dtype == at::kDouble ? "_fp64" : "_fp32");
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, Ops,
+                         ::testing::Values(Case{VectorLevel::baseline, at::kFloat}, Case{VectorLevel::baseline, at::kDouble},
+                                           Case{VectorLevel::avx2, at::kFloat}, Case{VectorLevel::avx2, at::kDouble},
+                                           Case{VectorLevel::avx512, at::kFloat}, Case{VectorLevel::avx512, at::kDouble}),
+                         case_name);
+
+TEST(Adamw, one_step_by_hand) {
+    double theta = 1.0, moment1 = 0.0, moment2 = 0.0;
+    const double gradient = 0.5;
+    kernels<double>().adamw(&theta, &gradient, &moment1, &moment2, 1, 0.1, 0.01, 0.9, 0.999, 1e-8, 1);
+    EXPECT_NEAR(theta, 1.0 * (1 - 0.1 * 0.01) - 0.1 * 0.5 / (0.5 + 1e-8), 1e-14);
+    EXPECT_NEAR(moment1, 0.05, 1e-15);
+    EXPECT_NEAR(moment2, 0.00025, 1e-15);
+}
+
+}  // namespace
+}  // namespace hetlora
