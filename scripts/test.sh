@@ -7,6 +7,8 @@ cd -- "${BASH_SOURCE[0]%/*}/.." || exit 4
 cmake --build --preset release -j "${JOBS:-2}" || exit
 
 # Two at a time: a test under mpirun counts as two (PROCESSORS in cmake/Testing.cmake), so it runs by itself.
+scripts/test_models.sh
+
 ctest --preset release -j 2 --output-on-failure --no-tests=error
 ctest_code=$?
 .venv/bin/python -m pytest -q tests/python tests/setup

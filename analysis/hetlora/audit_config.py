@@ -129,8 +129,12 @@ def read_settings(run_dir: Path) -> Settings:
         nested = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise AuditError(f"config.json is not valid JSON: {error} - {path} - copy the run folder again") from error
-    values = {f"{section}.{key}": value for section, keys in nested.items() if isinstance(keys, dict)
-              for key, value in keys.items()}  # fmt: skip
+    values = {
+        f"{section}.{key}": ",".join(map(str, value)) if isinstance(value, list) else value
+        for section, keys in nested.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }
     settings = Settings(values)
     for key, known in REPLAYABLE.items():
         section, name = key.split(".")

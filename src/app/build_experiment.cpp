@@ -99,8 +99,8 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.weights = load_weights(settings.model.path, settings.model.precision == Precision::fp64 ? at::kDouble : at::kFloat,
                                           at::kCPU);
     });
-    experiment.engine = std::make_unique<Engine>(experiment.weights, experiment.layout,
-                                                 lora_scale(settings.lora, settings.lora.rank_max));
+    experiment.engine = std::make_unique<Engine>(experiment.weights, experiment.layout);
+    experiment.global_scale = lora_scale(settings.lora, settings.lora.rank_max);
     agree(transport, "counting the clients' data", [&] {
         const Corpus& corpus = *experiment.corpus;
         corpus.check_no_leakage();
@@ -178,7 +178,7 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
         for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
              b += static_cast<std::size_t>(transport.mpi_size())) {
             mine.push_back({.batch = static_cast<std::int64_t>(b),
-                            .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b], &adapter)});
+                            .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b], &adapter, experiment.global_scale)});
         }
     });
     std::vector<BatchSums> all;

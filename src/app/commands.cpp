@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -56,18 +57,38 @@ int hand_over_to_python(const CommandLine& command) {
     throw environment_error("cannot start {}", candidates.front());
 }
 
-Settings load(Transport& transport, const CommandLine& command, RequiredFor task) {
-    return agree(transport, "reading the config", [&] {
-        if (command.config || task != RequiredFor::run) return load_settings(command.config, command.overrides, task);
-        return load_settings_text(build_info::demo_config, "the embedded configs/demo.ini", command.overrides, task);
+/// MPI ranks with other settings than root's would wait for each other for ever, or mix two experiments.
+void check_same_settings(Transport& transport, const Settings& settings) {
+    // Without paths, which may differ from host to host; with all that changes the order of collective calls.
+    const std::string mine = fmt::format("{} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds, settings.output.trace);
+    std::string root = mine;
+    std::array<std::int64_t, 1> size{std::ssize(root)};
+    transport.broadcast_values(size);
+    root.resize(static_cast<std::size_t>(size[0]));
+    transport.broadcast_values(root);
+    agree(transport, "comparing the settings", [&] {
+        if (root != mine) {
+            throw usage_error("MPI rank {} read other settings than MPI rank 0: start all of them with the same command line and the same "
+                              "content of --config", transport.mpi_rank());
+        }
     });
 }
 
+Settings load(Transport& transport, const CommandLine& command, RequiredFor task) {
+    Settings settings = agree(transport, "reading the config", [&] {
+        if (command.config || task != RequiredFor::run) return load_settings(command.config, command.overrides, task);
+        return load_settings_text(build_info::demo_config, "the embedded configs/demo.ini", command.overrides, task);
+    });
+    check_same_settings(transport, settings);
+    return settings;
+}
+
 int run_run(Transport& transport, const CommandLine& command, const std::string& command_text, Terminal& terminal) {
-    if (command.resume) {
+    agree(transport, "reading the command line", [&] {
+        if (!command.resume) return;
         throw usage_error("--resume is not there yet: a run that was cut short starts again from round 1 in a new folder (its log up to "
                           "the last committed round stays readable)");
-    }
+    });
     const Settings settings = load(transport, command, RequiredFor::run);
     Experiment experiment = build_experiment(transport, settings);
     terminal.info(describe_experiment(experiment, transport));
@@ -92,7 +113,7 @@ std::vector<double> adapter_values(const CommandLine& command, Experiment& exper
     if (!command.adapter) {
         return std::vector<double>(static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max)), 0.0);
     }
-    return read_peft_adapter(*command.adapter, experiment.layout, experiment.settings.lora.rank_max, experiment.engine->lora_scale());
+    return read_peft_adapter(*command.adapter, experiment.layout, experiment.settings.lora.rank_max, experiment.global_scale);
 }
 
 int run_evaluate(Transport& transport, const CommandLine& command, Terminal& terminal) {
@@ -106,17 +127,19 @@ int run_evaluate(Transport& transport, const CommandLine& command, Terminal& ter
     return 0;
 }
 
-/// `generate`: --tokens 1,2,3 are continued greedily; token ids are printed, since the program has no tokenizer.
+/// `generate --prompt 1,2,3`: goes on greedily. Token ids go in and out, since the program has no tokenizer; the data's
+/// vocabulary gives the text.
 int run_generate(Transport& transport, const CommandLine& command, Terminal& terminal) {
     const Settings settings = load(transport, command, RequiredFor::run);
     Experiment experiment = build_experiment(transport, settings);
     agree(transport, "generating", [&] {
         if (!transport.is_root()) return;
+        if (!command.prompt) throw usage_error("generate: give --prompt with token ids separated by commas, e.g. --prompt 1,52,7");
         const auto values = adapter_values(command, experiment);
         AdapterGroup adapter(experiment.layout, 1, lora_width(settings.lora.rank_max), false, experiment.weights.options());
         adapter.set(0, values, settings.lora.rank_max);
         std::vector<std::int32_t> prompt;
-        for (const auto& word : split(command.prompt.value_or(""), ',')) {
+        for (const auto& word : split(*command.prompt, ',')) {
             const auto id = parse_integer(trim(word));
             if (!id || *id < 0 || *id >= experiment.weights.config.vocab_size) {
                 throw usage_error("--prompt: `{}` is not a token id of the model (0..{}): give comma-separated ids", word,
@@ -124,7 +147,7 @@ int run_generate(Transport& transport, const CommandLine& command, Terminal& ter
             }
             prompt.push_back(static_cast<std::int32_t>(*id));
         }
-        const auto replies = generate(*experiment.engine, command.adapter ? &adapter : nullptr, {prompt},
+        const auto replies = generate(*experiment.engine, command.adapter ? &adapter : nullptr, experiment.global_scale, {prompt},
                                       {.max_new_tokens = settings.evaluation.sample_tokens,
                                        .temperature = 0.0,
                                        .seed = settings.experiment.seed_data,
@@ -137,7 +160,9 @@ int run_generate(Transport& transport, const CommandLine& command, Terminal& ter
 
 int run_pretrain(Transport& transport, const CommandLine& command, Terminal& terminal) {
     Settings settings = load(transport, command, RequiredFor::pretrain);
-    if (transport.mpi_size() > 1) throw usage_error("pretrain runs as one MPI rank: start it without mpirun");
+    agree(transport, "reading the command line", [&] {
+        if (transport.mpi_size() > 1) throw usage_error("pretrain runs as one MPI rank: start it without mpirun");
+    });
     choose_compute(transport, settings.compute);
     const std::string identity = pretrain_identity_hash(settings, CorpusFile(settings.pretrain.data).sha256());
     terminal.info(fmt::format("pretraining for {} steps of {} tokens into {}", settings.pretrain.steps, settings.pretrain.batch_tokens,

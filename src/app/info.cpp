@@ -1,6 +1,7 @@
 #include "hetlora/app/info.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "hetlora/model/config.hpp"
 #include "hetlora/store/corpus_file.hpp"
 #include "hetlora/store/run_folder.hpp"
+#include "hetlora/store/run_log_reader.hpp"
 #include "hetlora/store/safetensors.hpp"
 #include "hetlora/tensor/torch.hpp"
 
@@ -27,6 +29,21 @@ std::string describe_corpus(const std::filesystem::path& path) {
                        "  tokenizer {}\n",
                        about.name, file.n_clients(), held_out, file.n_sequences(), file.n_tokens(), about.vocab_size, about.source,
                        about.license, about.tokenizer_name);
+}
+
+std::string describe_log(const std::filesystem::path& path) {
+    const RunLogReader log = RunLogReader::open(path);
+    const auto rounds = log.rounds();
+    const double loss = rounds.empty() ? std::nan("") : rounds.back().eval_loss;
+    return fmt::format("log of run '{}', made {} by hetlora {}\n  {} committed rows (row 0: before training), {} participations, {} clients, "
+                       "rank_max {}\n  last evaluation loss {:.6g}\n",
+                       log.run_id(), log.created_utc(), log.creator_version(), log.committed_rounds(), log.participation().size(),
+                       log.clients().size(), log.rank_max(), loss);
+}
+
+/// A run's log is known by its name, which is fixed; every other file has to be prepared data.
+std::string describe_file(const std::filesystem::path& path) {
+    return path.filename() == "run.h5" ? describe_log(path) : describe_corpus(path);
 }
 
 std::string describe_model(const std::filesystem::path& path) {
@@ -57,8 +74,11 @@ std::vector<double> to_doubles(const SafetensorsFile& file, const std::string& n
 
 std::string describe_path(const std::filesystem::path& path) {
     if (!std::filesystem::exists(path)) throw input_error("{} does not exist", path.string());
-    if (!std::filesystem::is_directory(path)) return describe_corpus(path);
-    if (const std::string run = describe_run_folder(path); !run.empty()) return run + "\n";
+    if (!std::filesystem::is_directory(path)) return describe_file(path);
+    // A model folder has a config.json as a run's has: only a run has one of these.
+    const bool is_run = std::ranges::any_of(std::array{"status.json", "run.h5", "config.ini", "progress.jsonl"},
+                                            [&](const char* name) { return std::filesystem::exists(path / name); });
+    if (is_run) return describe_run_folder(path) + "\n";
     if (std::filesystem::exists(path / "adapter_config.json")) {
         const SafetensorsFile file(path / "adapter_model.safetensors");
         const auto config = nlohmann::json::parse(read_text_file(path / "adapter_config.json"));

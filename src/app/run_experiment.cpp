@@ -215,6 +215,11 @@ public:
         const EvaluationSums sums = evaluate_global(transport_, experiment_, global_, experiment_.evaluation_windows);
         fill_from_evaluation(record.round, sums);
         start_loss_ = record.round.eval_loss;
+        agree(transport_, "checking the evaluation loss", [&] {
+            if (std::isfinite(start_loss_)) return;
+            throw input_error("the evaluation loss is {} before any training: the weights in {} hold values that are not finite or far "
+                              "too large; download or convert the model again", start_loss_, experiment_.settings.model.path.string());
+        });
         record.round.t_eval_s = watch.seconds();
         finish_round(record, traffic, watch, slot_statistics(experiment_.layout, global_, init_.rank_max, {}), nullptr, {});
         first_ = last_ = record.round;
@@ -255,6 +260,7 @@ public:
                   [&] { check_health(experiment_.settings, round, record.round.eval_loss, start_loss_); });
         }
         warn_about_slots(round, outcome);
+        warn_about_dropped(round, outcome);
     }
 
     void after_training(double seconds) {
@@ -267,7 +273,7 @@ public:
             const Settings& settings = experiment_.settings;
             files_->folder.write_adapter(experiment_.layout, global_,
                                          {.lora_rank = settings.lora.rank_max,
-                                          .scale = experiment_.engine->lora_scale(),
+                                          .scale = experiment_.global_scale,
                                           .base_model = settings.model.path.string(),
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                                           .metadata = {{"run_id", files_->status.run_id}}});
@@ -336,6 +342,13 @@ private:
                             .tokens_per_s = static_cast<double>(row.tokens) / row.t_round_s});
     }
 
+    void warn_about_dropped(std::int64_t round, const RoundOutcome& outcome) {
+        const auto dropped = std::ranges::find(outcome.reports, true, &ClientReport::dropped);
+        if (!transport_.is_root() || dropped == outcome.reports.end()) return;
+        terminal_.warn(fmt::format("round {}: client {}{} left out: its training diverged (`dropped` in the log)", round, dropped->client,
+                                   std::ranges::count(outcome.reports, true, &ClientReport::dropped) > 1 ? " and others" : ""));
+    }
+
     /// Slots that nobody covers become zero in both factors, and their gradients are then zero for ever.
     void warn_about_slots(std::int64_t round, const RoundOutcome& outcome) {
         if (!transport_.is_root() || warned_about_slots_) return;
@@ -391,7 +404,7 @@ int run_experiment(Transport& transport, Experiment& experiment, Terminal& termi
         terminal.start_progress("round");
         for (std::int64_t round = 1; round <= experiment.settings.experiment.rounds; ++round) run.one_round(round);
         run.after_training(watch.seconds());
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {
         terminal.end_progress();
         mark_failed(files, error.what());
         throw;

@@ -68,8 +68,8 @@ void print_samples(Experiment& experiment, std::span<const double> global, Termi
     const std::int64_t rank_max = experiment.settings.lora.rank_max;
     AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false, experiment.weights.options());
     adapter.set(0, global, rank_max);
-    const auto base = generate(*experiment.engine, nullptr, prompts, options);
-    const auto tuned = generate(*experiment.engine, &adapter, prompts, options);
+    const auto base = generate(*experiment.engine, nullptr, 0.0, prompts, options);
+    const auto tuned = generate(*experiment.engine, &adapter, experiment.global_scale, prompts, options);
     terminal.info("\nReplies to held-out people (greedy):");
     for (std::size_t i = 0; i < samples.size(); ++i) {
         terminal.info(fmt::format("  {}. so far  {}\n     real    {}\n     base    {}\n     tuned   {}", i + 1,

@@ -20,7 +20,7 @@ void check(int code, const char* operation) {
     if (MPI_Error_string(code, text.data(), &length) != MPI_SUCCESS) length = 0;
     throw TransportError(fmt::format(
         "MPI {} failed with code {} ({}) on host {} - a process or the network is gone: see the output of the other "
-        "processes, then start again with --resume",
+        "processes; what a run has committed stays readable in its folder",
         operation, code, std::string_view(text.data(), static_cast<std::size_t>(length)), host_name()));
 }
 

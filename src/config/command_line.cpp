@@ -55,9 +55,8 @@ public:
             }
         }
         if (!line_.help && (line_.words.size() < verb_.min_words || line_.words.size() > verb_.max_words)) {
-            throw wrong(fmt::format("got {} word{} ({}), but the usage is: hetlora {} {}", line_.words.size(),
-                                    line_.words.size() == 1 ? "" : "s", join(line_.words, " "), verb_.name,
-                                    verb_.usage));
+            const auto got = line_.words.empty() ? std::string("nothing") : "'" + join(line_.words, " ") + "'";
+            throw wrong(fmt::format("got {} after it, but the usage is: hetlora {} {}", got, verb_.name, verb_.usage));
         }
         return std::move(line_);
     }

@@ -49,8 +49,8 @@ const std::vector<CommandVerb>& command_verbs() {
         with_settings("evaluate", " [--adapter DIR]", "metrics of a base, or of a base with an adapter", true,
                       {output_flag, adapter_flag}),
         with_settings(
-            "generate", " [--adapter DIR] [--prompt TEXT]", "print text that the model writes", true,
-            {output_flag, adapter_flag, {"--prompt", "TEXT", "what to go on from; without it, evaluation prompts"}}),
+            "generate", " --prompt IDS [--adapter DIR]", "print text that the model writes", true,
+            {output_flag, adapter_flag, {"--prompt", "IDS", "token ids to go on from, separated by commas"}}),
         {.name = "info",
          .usage = "PATH",
          .help = "describe any file or folder that hetlora reads or writes",

@@ -54,6 +54,47 @@ ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& plan
     return report;
 }
 
+/// Prunes a client and adds what it sends to this mpi_rank's sums. A client whose adapter cannot be summed is left out
+/// as one that is not finite: its training diverged just as well, and it must not end the others' run.
+/// @param sent in: the trained factors at report.lora_rank_before, out: what is sent at report.lora_rank_after
+void upload_client(const RoundContext& context, std::span<const double> received, std::vector<double>& sent, ClientReport& report) {
+    const AdapterLayout& layout = context.engine.layout();
+    const std::int64_t lora_rank = report.lora_rank_before;
+    std::int64_t lora_rank_after = lora_rank;
+    std::vector<double> kept;
+    if (context.strategy.prunes()) {
+        const PruneDecision decision = decide_prune(layout, received, sent, lora_rank, context.strategy);
+        report.tail_before = decision.before;
+        report.tail_after = decision.after;
+        if (decision.pruned) {
+            lora_rank_after = decision.lora_rank_after;
+            kept.resize(static_cast<std::size_t>(layout.parameters(lora_rank_after)));
+            resize_adapter<double>(layout, sent, lora_rank, kept, lora_rank_after);
+        }
+    }
+    const std::vector<double>& upload = kept.empty() ? sent : kept;
+    std::vector<double> weights = client_weights(context.strategy, layout,
+                                                 {.factors = upload,
+                                                  .lora_rank = lora_rank_after,
+                                                  .n_samples = report.n_samples,
+                                                  .lora_scale = lora_scale(context.settings.lora, lora_rank_after)});
+    try {
+        context.accumulator.add({.client = report.client,
+                                 .factors = upload,
+                                 .lora_rank = lora_rank_after,
+                                 .received = received,
+                                 .received_lora_rank = lora_rank,
+                                 .weights = weights});
+    } catch (const Error& error) {
+        if (error.code() != ExitCode::training) throw;
+        report.dropped = true;
+        return;
+    }
+    report.weights = std::move(weights);
+    report.lora_rank_after = lora_rank_after;
+    if (!kept.empty()) sent = std::move(kept);
+}
+
 /// Trains one pack, prunes each client and adds what it sends to this mpi_rank's sums.
 void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack, const LocalOptions& options,
                     std::span<const double> global, std::vector<ClientReport>& reports, std::vector<TracedClient>& traced) {
@@ -69,6 +110,7 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
                          .lora_rank = planned.lora_rank,
                          .tail_start = context.strategy.prunes() ? tail_start(planned.lora_rank, context.strategy) : planned.lora_rank,
                          .n_steps = planned.n_steps,
+                         .scale = lora_scale(context.settings.lora, planned.lora_rank),
                          .received = factors});
     }
     std::vector<ClientOutcome> outcomes = train_pack(context.engine, context.corpus, tasks, options);
@@ -79,30 +121,7 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
         report.learning_rate = options.learning_rate;
         report.n_samples = static_cast<double>(context.population.at(planned.client).n_windows);
         std::vector<double> sent = std::move(outcomes[i].trained);
-        if (!report.dropped && context.strategy.prunes()) {
-            const PruneDecision decision = decide_prune(layout, received[i], sent, planned.lora_rank, context.strategy);
-            report.tail_before = decision.before;
-            report.tail_after = decision.after;
-            if (decision.pruned) {
-                std::vector<double> kept(static_cast<std::size_t>(layout.parameters(decision.lora_rank_after)));
-                resize_adapter<double>(layout, sent, planned.lora_rank, kept, decision.lora_rank_after);
-                sent = std::move(kept);
-                report.lora_rank_after = decision.lora_rank_after;
-            }
-        }
-        if (!report.dropped) {
-            report.weights = client_weights(context.strategy, layout,
-                                            {.factors = sent,
-                                             .lora_rank = report.lora_rank_after,
-                                             .n_samples = report.n_samples,
-                                             .lora_scale = lora_scale(context.settings.lora, report.lora_rank_after)});
-            context.accumulator.add({.client = planned.client,
-                                     .factors = sent,
-                                     .lora_rank = report.lora_rank_after,
-                                     .received = received[i],
-                                     .received_lora_rank = planned.lora_rank,
-                                     .weights = report.weights});
-        }
+        if (!report.dropped) upload_client(context, received[i], sent, report);
         if (context.settings.output.trace) {
             traced.push_back({.cohort_index = member, .sent = std::move(sent), .steps = std::move(outcomes[i].steps)});
         }
@@ -120,7 +139,7 @@ void check_dropped(const RoundContext& context, std::int64_t round, std::span<co
         if (dropped.empty()) return;
         const bool too_many = 2 * dropped.size() > reports.size();
         if (!too_many && context.settings.local.on_nonfinite == OnNonfinite::drop) return;
-        throw training_error("round {}: {} of {} clients ended with a loss or an adapter that is not finite (client {}{}): lower "
+        throw training_error("round {}: {} of {} clients ended with a loss or an adapter that is not finite or too large to be summed (client {}{}): lower "
                              "local.learning_rate or set local.clip_norm{}",
                              round, dropped.size(), reports.size(), dropped.front(), dropped.size() > 1 ? " and others" : "",
                              too_many ? "" : ", or let local.on_nonfinite = drop leave such clients out");

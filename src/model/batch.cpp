@@ -54,7 +54,7 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
         if (client.group == nullptr || rows == 0) continue;
         if (!batch.runs.empty()) {
             RowRun& last = batch.runs.back();
-            if (last.group == client.group && last.rows_per_client == rows &&
+            if (last.group == client.group && last.rows_per_client == rows && last.scale == client.scale &&
                 last.first_client + last.clients == client.client_in_group && last.row0 + last.clients * rows == first_row) {
                 ++last.clients;
                 last.dropout_seed.push_back(client.dropout_seed);
@@ -66,6 +66,7 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
                               .clients = 1,
                               .row0 = first_row,
                               .rows_per_client = rows,
+                              .scale = client.scale,
                               .dropout_seed = {client.dropout_seed}});
     }
     const at::TensorOptions options = weights.options();

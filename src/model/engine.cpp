@@ -63,10 +63,9 @@ struct Engine::Saved {
     std::vector<std::vector<at::Tensor>> z;  ///< [target] -> per run
 };
 
-Engine::Engine(const LlamaWeights& weights, const AdapterLayout& layout, double lora_scale)
+Engine::Engine(const LlamaWeights& weights, const AdapterLayout& layout)
     : weights_(weights),
       layout_(layout),
-      lora_scale_(lora_scale),
       placement_(weights.layer.size(), std::vector<int>(target_count, -1)),
       first_adapted_(weights.layer.size()),
       arena_(weights.embedding_VD.scalar_type(), weights.embedding_VD.device()) {
@@ -82,7 +81,7 @@ Engine::Engine(const LlamaWeights& weights, const AdapterLayout& layout, double 
 RowLosses Engine::train(const TokenBatch& batch, double dropout) {
     const at::NoGradGuard no_grad;
     arena_.reset();
-    const LoraPass pass{.runs = batch.runs, .scale = lora_scale_, .dropout = dropout};
+    const LoraPass pass{.runs = batch.runs, .dropout = dropout};
     std::vector<Saved> saved(weights_.layer.size());
     const at::Tensor x_ND = forward(batch, pass, &saved);
     at::Tensor dx_ND = arena_.zeros(x_ND.sizes());
@@ -94,14 +93,14 @@ RowLosses Engine::train(const TokenBatch& batch, double dropout) {
 RowLosses Engine::evaluate(const TokenBatch& batch) {
     const at::NoGradGuard no_grad;
     arena_.reset();
-    const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .scale = lora_scale_, .dropout = 0.0}, nullptr);
+    const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .dropout = 0.0}, nullptr);
     return head(batch, x_ND, {});
 }
 
 at::Tensor Engine::logits(const TokenBatch& batch) {
     const at::NoGradGuard no_grad;
     arena_.reset();
-    const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .scale = lora_scale_, .dropout = 0.0}, nullptr);
+    const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .dropout = 0.0}, nullptr);
     if (batch.cache != nullptr) {
         for (std::size_t s = 0; s < batch.spans.size(); ++s) batch.cache->length[s] += batch.spans[s].length;
     }

@@ -22,7 +22,7 @@ std::int32_t choose(const at::Tensor& logits_V, const GenerationOptions& options
 
 /// Rows for one step: the given tokens of each sequence, each sequence's last row asks for logits.
 TokenBatch step_batch(const LlamaWeights& weights, const std::vector<std::vector<std::int32_t>>& tokens,
-                      const std::vector<std::int64_t>& first_position, AdapterGroup* adapter, KeyValueCache& cache) {
+                      const std::vector<std::int64_t>& first_position, AdapterGroup* adapter, double scale, KeyValueCache& cache) {
     TokenBatch batch;
     std::vector<std::int64_t> flat;
     std::vector<std::int32_t> positions;
@@ -41,7 +41,7 @@ TokenBatch step_batch(const LlamaWeights& weights, const std::vector<std::vector
     batch.loss_row_L = at::tensor(last_rows, at::kLong).to(device);
     if (adapter != nullptr) {
         batch.runs.push_back({.group = adapter, .first_client = 0, .clients = 1, .row0 = 0,
-                              .rows_per_client = std::ssize(flat), .dropout_seed = {}});
+                              .rows_per_client = std::ssize(flat), .scale = scale, .dropout_seed = {}});
     }
     batch.cache = &cache;
     return batch;
@@ -49,7 +49,7 @@ TokenBatch step_batch(const LlamaWeights& weights, const std::vector<std::vector
 
 }  // namespace
 
-std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* adapter,
+std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* adapter, double scale,
                                                 const std::vector<std::vector<std::int32_t>>& prompts,
                                                 const GenerationOptions& options) {
     const at::NoGradGuard no_grad;
@@ -68,7 +68,7 @@ std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* ad
     std::vector<std::vector<std::int32_t>> next = prompts;
     std::vector<bool> done(prompts.size(), false);
     for (std::int64_t step = 0; step < options.max_new_tokens; ++step) {
-        const at::Tensor logits = engine.logits(step_batch(engine.weights(), next, cache.length, adapter, cache));
+        const at::Tensor logits = engine.logits(step_batch(engine.weights(), next, cache.length, adapter, scale, cache));
         for (std::size_t s = 0; s < prompts.size(); ++s) {
             const std::int32_t token = choose(logits.select(0, static_cast<std::int64_t>(s)), options, s, step);
             next[s] = {token};  // a finished sequence goes on idly: its rows cost little and change nobody else's

@@ -133,7 +133,7 @@ std::vector<at::Tensor> lora_forward(const LoraPass& pass, std::size_t matrix, c
         const at::Tensor x = adapter_input(pass, run, matrix, x_ND, arena);
         at::Tensor z = arena.take({run.clients, run.rows_per_client, run.group->width()});
         at::bmm_out(z, x, of_run(lora.a_CWD, run).transpose(1, 2));
-        run_rows(y_NO, run).baddbmm_(z, of_run(lora.bt_CWO, run), 1, pass.scale);
+        run_rows(y_NO, run).baddbmm_(z, of_run(lora.bt_CWO, run), 1, run.scale);
         z_of_run.push_back(std::move(z));
     }
     return z_of_run;
@@ -149,8 +149,8 @@ void lora_backward(const LoraPass& pass, std::size_t matrix, const at::Tensor& d
         const at::Tensor dy = run_rows(dy_NO, run);
         at::Tensor dz = arena.take({run.clients, run.rows_per_client, run.group->width()});
         at::bmm_out(dz, dy, of_run(lora.bt_CWO, run).transpose(1, 2));
-        dz.mul_(pass.scale);
-        of_run(lora.grad_bt_CWO, run).baddbmm_(z_of_run[r].transpose(1, 2), dy, 0, pass.scale);
+        dz.mul_(run.scale);
+        of_run(lora.grad_bt_CWO, run).baddbmm_(z_of_run[r].transpose(1, 2), dy, 0, run.scale);
         of_run(lora.grad_a_CWD, run).baddbmm_(dz.transpose(1, 2), x, 0, 1);
         if (!dx_ND.defined()) continue;
         at::Tensor dx = run_rows(dx_ND, run);

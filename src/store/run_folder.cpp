@@ -128,7 +128,7 @@ RunFolder RunFolder::create(const fs::path& folder) {
     RunFolder locked = lock(folder);
     if (const std::string run = describe_run_folder(folder); !run.empty()) {
         throw usage_error(
-            "the folder '{}' holds another run ({}) - found {} there - continue it with --resume, choose "
+            "the folder '{}' holds another run ({}) - found {} there - choose "
             "another name (experiment.name or --output), or remove the folder",
             folder.string(), run, found_run_files(folder));
     }

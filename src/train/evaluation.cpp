@@ -41,10 +41,10 @@ std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowR
 }
 
 EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
-                              std::span<const std::size_t> batch, AdapterGroup* adapter) {
+                              std::span<const std::size_t> batch, AdapterGroup* adapter, double scale) {
     std::vector<WindowTokens> tokens;
     tokens.reserve(batch.size());
-    BatchClient client{.group = adapter, .client_in_group = 0, .dropout_seed = 0, .sequences = {}};
+    BatchClient client{.group = adapter, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {}};
     for (const std::size_t index : batch) tokens.push_back(corpus.read(windows[index]));
     for (const WindowTokens& window : tokens) client.sequences.push_back({.inputs = window.inputs, .targets = window.targets});
     const RowLosses losses = engine.evaluate(make_batch(engine.weights(), std::span(&client, 1)));

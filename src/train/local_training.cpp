@@ -101,6 +101,7 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
                 StepRecord record{.loss = 0.0, .n_loss_tokens = 0, .windows = data[t].windows_of(step)};
                 BatchClient client{.group = group.adapters.get(),
                                    .client_in_group = static_cast<std::int64_t>(c),
+                                   .scale = tasks[t].scale,
                                    .dropout_seed = hash_seed(options.seed_data, Purpose::dropout, tasks[t].client, options.round, step),
                                    .sequences = {}};
                 auto& kept = tokens.emplace_back();

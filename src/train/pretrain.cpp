@@ -146,6 +146,9 @@ double validation_loss(const LlamaWeights& weights, const std::vector<std::int32
     return sum / static_cast<double>(most);
 }
 
+/// Every so many steps; 0: never before the end.
+bool is_due(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
+
 ModelConfig model_config(const PretrainSettings& settings, const CorpusFile& file) {
     ModelConfig config;
     config.vocab_size = file.attributes().vocab_size;
@@ -246,13 +249,13 @@ void pretrain(const PretrainSettings& settings, std::uint64_t seed, const std::s
                               .valid_loss = std::numeric_limits<double>::quiet_NaN(),
                               .tokens_seen = state.step * sequences * length,
                               .time_s = watch.seconds()};
-        if (last || state.step % settings.eval_every == 0) {
+        if (last || is_due(state.step, settings.eval_every)) {
             progress.valid_loss = validation_loss(weights, valid, settings);
             nlohmann::json line{{"step", progress.step}, {"train_loss", loss_sum}, {"learning_rate", rate}, {"tokens_seen", progress.tokens_seen}};
             if (std::isfinite(progress.valid_loss)) line["valid_loss"] = progress.valid_loss;
             curve << line.dump() << std::endl;
         }
-        if (last || state.step % settings.checkpoint_every == 0) state.save(checkpoint, identity);
+        if (last || is_due(state.step, settings.checkpoint_every)) state.save(checkpoint, identity);
         report(progress);
     }
     for (const auto& [name, tensor] : state.weights) tensor.requires_grad_(false);

@@ -76,7 +76,7 @@ std::unique_ptr<AdapterGroup> make_group(const AdapterLayout& layout, const std:
 }
 
 BatchClient batch_client(const TestClient& client, AdapterGroup* group, std::int64_t index) {
-    BatchClient entry{.group = group, .client_in_group = index, .dropout_seed = 0, .sequences = {}};
+    BatchClient entry{.group = group, .client_in_group = index, .scale = scale, .dropout_seed = 0, .sequences = {}};
     for (std::size_t s = 0; s < client.inputs.size(); ++s) entry.sequences.push_back({client.inputs[s], client.targets[s]});
     return entry;
 }
@@ -148,7 +148,7 @@ class EngineByTargets : public ::testing::TestWithParam<std::vector<std::string>
 TEST_P(EngineByTargets, losses_and_gradients_equal_autograd) {
     const LlamaWeights weights = random_weights(at::kDouble);
     const AdapterLayout layout = make_adapter_layout(weights.config, GetParam());
-    Engine engine(weights, layout, scale);
+    Engine engine(weights, layout);
     const TestClient first = make_client(layout, 1, 4, {9, 17});
     const TestClient second = make_client(layout, 2, 7, {26});
     const TestClient third = make_client(layout, 3, 11, {33, 1, 2});
@@ -180,7 +180,7 @@ INSTANTIATE_TEST_SUITE_P(Targets, EngineByTargets,
 TEST(Engine, gradient_equals_finite_differences) {
     const LlamaWeights weights = random_weights(at::kDouble);
     const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
-    Engine engine(weights, layout, scale);
+    Engine engine(weights, layout);
     TestClient client = make_client(layout, 5, 3, {12, 20});
     const auto group = make_group(layout, {&client}, weights);
     (void)engine.train(make_batch(weights, std::vector{batch_client(client, group.get(), 0)}));
@@ -205,7 +205,7 @@ TEST(Engine, gradient_equals_finite_differences) {
 TEST(Engine, padded_slots_get_exactly_no_gradient) {
     const LlamaWeights weights = random_weights(at::kFloat);
     const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
-    Engine engine(weights, layout, scale);
+    Engine engine(weights, layout);
     const TestClient client = make_client(layout, 1, 3, {30});
     const auto group = make_group(layout, {&client}, weights);
 
@@ -222,7 +222,7 @@ TEST(Engine, a_client_cannot_tell_that_it_was_batched) {
     for (const auto& [dtype, tolerance] : {std::pair{at::kDouble, 1e-10}, std::pair{at::kFloat, 1e-5}}) {
         const LlamaWeights weights = random_weights(dtype);
         const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
-        Engine engine(weights, layout, scale);
+        Engine engine(weights, layout);
         std::vector<TestClient> clients;
         for (int k = 0; k < 6; ++k) clients.push_back(make_client(layout, k, 2 + k % 3, {8 + 3 * (k % 2), 15}));
         std::vector<const TestClient*> pointers;
@@ -246,7 +246,7 @@ TEST(Engine, a_client_cannot_tell_that_it_was_batched) {
 TEST(Engine, a_nan_client_does_not_reach_its_neighbours) {
     const LlamaWeights weights = random_weights(at::kFloat);
     const AdapterLayout layout = make_adapter_layout(weights.config, {"q_proj", "v_proj"});
-    Engine engine(weights, layout, scale);
+    Engine engine(weights, layout);
     TestClient sick = make_client(layout, 1, 4, {20});
     const TestClient well = make_client(layout, 2, 4, {20});
     sick.factors[0] = std::numeric_limits<double>::quiet_NaN();
@@ -262,7 +262,7 @@ TEST(Engine, a_nan_client_does_not_reach_its_neighbours) {
 TEST(Engine, dropout_masks_belong_to_the_client) {
     const LlamaWeights weights = random_weights(at::kDouble);
     const AdapterLayout layout = make_adapter_layout(weights.config, {"q_proj", "down_proj"});
-    Engine engine(weights, layout, scale);
+    Engine engine(weights, layout);
     const TestClient first = make_client(layout, 1, 4, {20});
     const TestClient second = make_client(layout, 2, 4, {20});
     const auto train = [&](std::vector<const TestClient*> clients, std::vector<std::uint64_t> seeds) {
@@ -285,19 +285,19 @@ TEST(Engine, dropout_masks_belong_to_the_client) {
 TEST(Generate, cached_decoding_equals_the_whole_forward) {
     const LlamaWeights weights = random_weights(at::kDouble);
     const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
-    Engine engine(weights, layout, scale);
+    Engine engine(weights, layout);
     const TestClient client = make_client(layout, 1, 5, {4});
     const auto group = make_group(layout, {&client}, weights);
     const std::vector<std::vector<std::int32_t>> prompts{{5, 9, 2}, {7}, {1, 2, 3, 4, 5, 6}};
 
-    const auto replies = generate(engine, group.get(), prompts, {.max_new_tokens = 12, .temperature = 0.0, .seed = 0, .stop_ids = {}});
+    const auto replies = generate(engine, group.get(), scale, prompts, {.max_new_tokens = 12, .temperature = 0.0, .seed = 0, .stop_ids = {}});
 
     for (std::size_t s = 0; s < prompts.size(); ++s) {
         std::vector<std::int32_t> tokens = prompts[s];
         ASSERT_EQ(replies[s].size(), 12U);
         for (const std::int32_t reply : replies[s]) {
             const std::vector<std::int32_t> targets(tokens.size(), 0);
-            BatchClient whole{.group = group.get(), .client_in_group = 0, .dropout_seed = 0, .sequences = {{tokens, targets}}};
+            BatchClient whole{.group = group.get(), .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {{tokens, targets}}};
             const at::Tensor logits = engine.logits(make_batch(weights, std::vector{whole}));
             EXPECT_EQ(reply, logits[logits.size(0) - 1].argmax().item<std::int64_t>());
             tokens.push_back(reply);
@@ -307,26 +307,26 @@ TEST(Generate, cached_decoding_equals_the_whole_forward) {
 
 TEST(Generate, stops_at_a_stop_token_and_draws_by_seed) {
     const LlamaWeights weights = random_weights(at::kFloat);
-    Engine engine(weights, {}, 1.0);
+    Engine engine(weights, {});
     const std::vector<std::vector<std::int32_t>> prompts{{5, 9, 2}};
-    const auto greedy = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {}});
-    const auto stopped = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {greedy[0][3]}});
-    const auto hot = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
-    const auto hot_again = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
-    const auto hot_other = generate(engine, nullptr, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 2, .stop_ids = {}});
+    const auto greedy = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {}});
+    const auto stopped = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {greedy[0][3]}});
+    const auto hot = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
+    const auto hot_again = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
+    const auto hot_other = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 2, .stop_ids = {}});
     EXPECT_LE(stopped[0].size(), 3U);
     EXPECT_EQ(hot, hot_again);
     EXPECT_NE(hot, hot_other);
-    EXPECT_THROW((void)generate(engine, nullptr, {{}}, {.max_new_tokens = 1, .temperature = 0.0, .seed = 0, .stop_ids = {}}), Error);
+    EXPECT_THROW((void)generate(engine, nullptr, 0.0, {{}}, {.max_new_tokens = 1, .temperature = 0.0, .seed = 0, .stop_ids = {}}), Error);
 }
 
 TEST(Batch, refuses_tokens_outside_the_vocabulary_and_long_sequences) {
     const LlamaWeights weights = random_weights(at::kFloat);
     const std::vector<std::int32_t> foreign{1, 53};
     const std::vector<std::int32_t> none{-1, -1};
-    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .dropout_seed = 0, .sequences = {{foreign, none}}}}), Error);
+    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {{foreign, none}}}}), Error);
     const std::vector<std::int32_t> much(65, 1);
-    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .dropout_seed = 0, .sequences = {{much, much}}}}), Error);
+    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {{much, much}}}}), Error);
 }
 
 }  // namespace

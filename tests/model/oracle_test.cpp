@@ -43,13 +43,14 @@ struct OracleCase {
     std::string dtype = "float32";
     std::string targets = "all-linear";
     double gradient_tolerance = 1e-4;
+    double b_std = 0.1;  ///< size of the random B: a large one wrecks a deep model, and then no two fp32 programs agree
 };
 
 /// Runs the Python side and compares logits (of base + adapter), loss and gradients.
 void compare_with_oracle(const OracleCase& options) {
     const fs::path out = fs::temp_directory_path() / fmt::format("hetlora_oracle_{}.safetensors", getpid());
-    const std::string command = fmt::format("'{}' '{}/tests/python/oracle_logits.py' '{}' '{}' --dtype {} --lora-rank 5 --targets {} --lengths 7,33,18",
-                                            python(), source_dir(), options.model, out.string(), options.dtype, options.targets);
+    const std::string command = fmt::format("'{}' '{}/tests/python/oracle_logits.py' '{}' '{}' --dtype {} --lora-rank 5 --targets {} --b-std {} --lengths 7,33,18",
+                                            python(), source_dir(), options.model, out.string(), options.dtype, options.targets, options.b_std);
     ASSERT_EQ(std::system(command.c_str()), 0) << command;
     const SafetensorsFile oracle(out);
     const LlamaWeights weights = load_weights(options.model, options.dtype == "float64" ? at::kDouble : at::kFloat, at::kCPU);
@@ -60,7 +61,7 @@ void compare_with_oracle(const OracleCase& options) {
         begin = end + 1;
     }
     const AdapterLayout layout = make_adapter_layout(weights.config, targets);
-    Engine engine(weights, layout, 2.0);
+    Engine engine(weights, layout);
     std::vector<double> factors;
     for (const auto& matrix : layout.matrices) {
         for (const bool is_a : {true, false}) {
@@ -83,7 +84,7 @@ void compare_with_oracle(const OracleCase& options) {
         const std::int32_t* t = tokens.const_data_ptr<std::int32_t>();
         const std::vector<std::int32_t> whole(t, t + n);
         const std::vector<std::int32_t> every(static_cast<std::size_t>(n), 0);
-        BatchClient client{.group = &group, .client_in_group = 0, .dropout_seed = 0, .sequences = {{whole, every}}};
+        BatchClient client{.group = &group, .client_in_group = 0, .scale = 2.0, .dropout_seed = 0, .sequences = {{whole, every}}};
         const at::Tensor logits = engine.logits(make_batch(weights, std::vector{client}));
         const at::Tensor expected = tensor_of(oracle, fmt::format("logits_{}", s));
         largest = std::max(largest, expected.abs().max().item<double>());
@@ -94,7 +95,7 @@ void compare_with_oracle(const OracleCase& options) {
     }
     EXPECT_LT(difference, 1e-4 * largest) << "logits";
 
-    BatchClient client{.group = &group, .client_in_group = 0, .dropout_seed = 0, .sequences = {}};
+    BatchClient client{.group = &group, .client_in_group = 0, .scale = 2.0, .dropout_seed = 0, .sequences = {}};
     for (std::size_t s = 0; s < inputs.size(); ++s) client.sequences.push_back({inputs[s], targets_of[s]});
     const RowLosses losses = engine.train(make_batch(weights, std::vector{client}));
     double sum = 0.0;
@@ -108,18 +109,16 @@ void compare_with_oracle(const OracleCase& options) {
         worst = std::max({worst, relative(a, tensor_of(oracle, "grad_A/" + name)), relative(b, tensor_of(oracle, "grad_B/" + name))});
     }
     EXPECT_LT(worst, options.gradient_tolerance) << "gradients";
-    RecordProperty("logits_relative", fmt::format("{:.3e}", difference / largest));
-    RecordProperty("gradient_relative", fmt::format("{:.3e}", worst));
     fmt::print("  [oracle] {} {} {}: logits {:.2e} of the largest, gradients {:.2e} relative\n", fs::path(options.model).filename().string(),
                options.dtype, options.targets, difference / largest, worst);
     fs::remove(out);
 }
 
 /// A pretrained model that only some machines have.
-void compare_if_there(const std::string& name, const std::string& targets) {
+void compare_if_there(const std::string& name, const std::string& targets, double b_std = 0.1) {
     const std::string folder = environment("HETLORA_TEST_MODELS", source_dir() + "/build/test-models") + "/" + name;
     if (!fs::exists(folder + "/config.json")) GTEST_SKIP() << "SKIPPED, NOT TESTED: no " << folder << " (make test converts it where its source is there)";
-    compare_with_oracle({.model = folder, .targets = targets});
+    compare_with_oracle({.model = folder, .targets = targets, .b_std = b_std});
 }
 
 class Oracle : public ::testing::Test {
@@ -137,10 +136,10 @@ protected:
 
 TEST_F(Oracle, micro_model_in_fp32_all_matrices) { compare_with_oracle({.model = micro_model()}); }
 TEST_F(Oracle, micro_model_in_fp32_query_and_value) { compare_with_oracle({.model = micro_model(), .targets = "q_proj,v_proj"}); }
-TEST_F(Oracle, micro_model_in_fp64) { compare_with_oracle({.model = micro_model(), .dtype = "float64", .gradient_tolerance = 1e-6}); }
+TEST_F(Oracle, micro_model_in_fp64) { compare_with_oracle({.model = micro_model(), .dtype = "float64", .gradient_tolerance = 1e-10}); }
 TEST_F(Oracle, stories260k) { compare_if_there("stories260k", "all-linear"); }
 TEST_F(Oracle, babyllama361) { compare_if_there("babyllama361", "all-linear"); }
-TEST_F(Oracle, smollm2_135m_instruct) { compare_if_there("smollm2", "q_proj,v_proj"); }
+TEST_F(Oracle, smollm2_135m_instruct) { compare_if_there("smollm2", "q_proj,v_proj", 0.01); }
 
 }  // namespace
 }  // namespace hetlora

@@ -1,7 +1,7 @@
 """Logits, loss and LoRA gradients of stock `transformers` + `peft`, for the C++ tests to compare with.
 
     python oracle_logits.py MODEL_DIR OUT.safetensors [--dtype float32|float64] [--lora-rank R] [--scale 2.0]
-                            [--targets q_proj,v_proj] [--seed 0] [--lengths 5,17,32,2]
+                            [--targets q_proj,v_proj] [--b-std 0.1] [--seed 0] [--lengths 5,17,32,2]
 
 Keys of OUT.safetensors (T = the dtype asked for, i = 0, 1, ... one sequence each; a sequence has n tokens):
 
@@ -64,7 +64,7 @@ def compute(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
                 module = model.base_model.model.get_submodule(name)
                 a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
                 a.copy_(torch.randn(a.shape, generator=generator, dtype=torch.float64) / d_in**0.5)
-                b.copy_(torch.randn(b.shape, generator=generator, dtype=torch.float64) * 0.1)
+                b.copy_(torch.randn(b.shape, generator=generator, dtype=torch.float64) * arguments.b_std)
                 factors[name] = (a, b)
     out: dict[str, torch.Tensor] = {}
     total, count = torch.zeros((), dtype=dtype), 0
@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lora-rank", type=int, default=4)
     parser.add_argument("--targets", default="q_proj,v_proj", help='short names separated by commas, or "all-linear"')
     parser.add_argument("--scale", type=float, default=2.0)
+    parser.add_argument("--b-std", type=float, default=0.1, help="standard deviation of the random B")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lengths", default="5,17,32,2", help="tokens of each sequence")
     arguments = parser.parse_args(argv)

@@ -44,7 +44,8 @@ CASES = {
         "clip_norm": 0.3, "lr_schedule": "cosine", "lr_warmup_rounds": 1, "weight_decay": 0.1}}, 1),
     "linear, epochs": ({"model": FP64, "local": {"lr_schedule": "linear", "epochs": 2, "steps": 0}}, 1),
     "zeropad": ({"model": FP64, "strategy": {"preset": "zeropad"}}, 1),
-    "contributors": ({"model": FP64, "strategy": {"slot_norm": "contributors", "client_weight": "uniform"}}, 1),
+    "contributors": ({"model": FP64, "strategy": {
+        "slot_norm": "contributors", "client_weight": "uniform", "weight_scope": None, "weight_norm": None}}, 1),
     "matrix scope, keep last": ({"model": FP64, "strategy": {"weight_scope": "matrix", "keep_uncovered": "last"}}, 2),
     "sum of norms, epsilon": ({"model": FP64, "strategy": {"weight_norm": "sum", "tail_norm_epsilon": 1e-6}}, 1),
     "deltas": ({"model": FP64, "strategy": {"aggregate": "deltas"}}, 1),

@@ -63,7 +63,7 @@ TEST(RunFolder, a_folder_that_holds_a_run_is_refused_and_left_as_it_is) {
         const std::filesystem::path place = folder / (std::string("of_") + name);
         std::filesystem::create_directory(place);
         std::ofstream(place / name) << "x";
-        EXPECT_EQ(code_of([&] { (void)RunFolder::create(place); }, {"another run", name, "--resume", place.string()}),
+        EXPECT_EQ(code_of([&] { (void)RunFolder::create(place); }, {"another run", name, "--output", place.string()}),
                   ExitCode::usage);
         EXPECT_EQ(read_text_file(place / name), "x");
     }

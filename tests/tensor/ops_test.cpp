@@ -147,6 +147,14 @@ TEST_P(Ops, cross_entropy_and_its_gradient) {
     EXPECT_TRUE(at::equal(untouched, logits));
 }
 
+TEST_P(Ops, cross_entropy_keeps_the_small_terms_of_a_large_vocabulary) {
+    at::Tensor logits = at::full({1, 50000}, -16.0, at::TensorOptions().dtype(GetParam().dtype));
+    logits[0][0] = 0.0;
+    double loss = 0.0;
+    ops::cross_entropy(logits, at::zeros({1}, at::kLong), {}, &loss, nullptr, false);
+    EXPECT_NEAR(loss, std::log1p(49999.0 * std::exp(-16.0)), 2e-6);
+}
+
 TEST_P(Ops, a_nan_stays_in_its_row) {
     at::Tensor logits = random({4, 40});
     logits[2][7] = std::numeric_limits<double>::quiet_NaN();

@@ -28,6 +28,7 @@ struct Experiment {
     std::unique_ptr<Corpus> corpus;
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;
+    double global_scale = 1.0;  ///< s of the global adapter, at rank_max
     std::string base_sha256;  ///< on root only
     std::string data_sha256;  ///< on root only
 };

@@ -19,6 +19,7 @@ struct BatchSequence {
 struct BatchClient {
     AdapterGroup* group = nullptr;
     std::int64_t client_in_group = 0;
+    double scale = 1.0;  ///< s in W0 + s B A
     std::uint64_t dropout_seed = 0;
     std::vector<BatchSequence> sequences;
 };

@@ -45,8 +45,8 @@ struct RowLosses {
 
 class Engine {
 public:
-    /// @param lora_scale s in W0 + s B A, the same for every lora_rank
-    Engine(const LlamaWeights& weights, const AdapterLayout& layout, double lora_scale);
+    /// @param weights must outlive the engine
+    Engine(const LlamaWeights& weights, const AdapterLayout& layout);
 
     /// Forward and backward: fills the gradients of the adapters named in batch.runs (overwriting them) with those of
     /// sum over rows of row_scale * loss. @param dropout probability on the adapters' inputs
@@ -57,7 +57,6 @@ public:
     [[nodiscard]] at::Tensor logits(const TokenBatch& batch);
 
     [[nodiscard]] const LlamaWeights& weights() const { return weights_; }
-    [[nodiscard]] double lora_scale() const { return lora_scale_; }
     [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
     /// Matrix of the layout for (layer, target index as in lora_target_names()), or -1.
     [[nodiscard]] int matrix_of(std::size_t layer, int target) const { return placement_[layer][static_cast<std::size_t>(target)]; }
@@ -75,7 +74,6 @@ private:
 
     const LlamaWeights& weights_;
     AdapterLayout layout_;
-    double lora_scale_;
     std::vector<std::vector<int>> placement_;  // [layer][target] -> matrix or -1
     std::size_t first_adapted_ = 0;
     Arena arena_;

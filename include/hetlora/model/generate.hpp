@@ -16,9 +16,9 @@ struct GenerationOptions {
 };
 
 /// Continues every prompt until a stop token (which is not part of the result) or max_new_tokens.
-/// @param adapter a group with one client whose adapter is used for all prompts; null: the base alone
+/// @param adapter a group with one client whose adapter is used for all prompts, times `scale`; null: the base alone
 /// @throws Error (input) for an empty prompt or one that leaves no position for a new token
-[[nodiscard]] std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* adapter,
+[[nodiscard]] std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* adapter, double scale,
                                                               const std::vector<std::vector<std::int32_t>>& prompts,
                                                               const GenerationOptions& options);
 

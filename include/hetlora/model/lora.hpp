@@ -68,6 +68,7 @@ struct RowRun {
     std::int64_t clients = 0;
     std::int64_t row0 = 0;
     std::int64_t rows_per_client = 0;
+    double scale = 1.0;  ///< s in W0 + s B A, of these clients
     /// Seeds of the dropout masks, one per client of the run; unused without dropout.
     std::vector<std::uint64_t> dropout_seed;
 };
@@ -75,11 +76,10 @@ struct RowRun {
 /// What the LoRA terms of a pass share.
 struct LoraPass {
     std::span<const RowRun> runs;
-    double scale = 1.0;
     double dropout = 0.0;  ///< probability; 0 in evaluation
 };
 
-/// y[:, :] += scale * (dropout(x) A^T) Bt for every run.
+/// y[:, :] += s * (dropout(x) A^T) Bt for every run.
 /// @param y_NO column slice of the matrix's output, contiguous columns
 /// @return the products x A^T of each run, which the backward needs (they live in the arena)
 [[nodiscard]] std::vector<at::Tensor> lora_forward(const LoraPass& pass, std::size_t matrix, const at::Tensor& x_ND,

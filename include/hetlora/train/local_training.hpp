@@ -38,6 +38,7 @@ struct ClientTask {
     std::int64_t lora_rank = 0;
     std::int64_t tail_start = 0;  ///< g: slots from here to lora_rank are regularised; lora_rank: none
     std::int64_t n_steps = 0;
+    double scale = 1.0;  ///< s in W0 + s B A
     std::span<const double> received;  ///< canonical form at lora_rank
 };
 

@@ -1,0 +1,229 @@
+"""The mistakes that the tests have to catch: each an exact replacement in one source file, and the tests to run on it.
+
+`find` must occur exactly once in the file, where white space does not matter (tests/python/test_mutations.py checks
+that at every test run), so whoever changes such a line updates its mutation here.
+"""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One mistake. `tests` are CTest programs; `audit` is a case of tests/python/test_audit_program.py or None."""
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...] = ()
+    audit: str | None = None
+
+    def mutate(self, text: str) -> str:
+        """The file's text with the mistake in it. Raises ValueError unless `find` occurs exactly once."""
+        tokens = re.findall(r"\w+|[^\w\s]", self.find)
+        found = list(re.finditer(r"\s*".join(map(re.escape, tokens)), text))
+        if len(found) != 1:
+            raise ValueError(
+                f"mutation '{self.name}': its text occurs {len(found)} times in {self.file}, not once: {self.find!r} - "
+                "bring tests/mutations/mutations.py up to date with the source"
+            )
+        return text[: found[0].start()] + self.replace + text[found[0].end() :]
+
+
+LORA = "src/model/lora.cpp"
+ENGINE = "src/model/engine.cpp"
+UPDATE = "src/train/client_update.cpp"
+TRAINING = "src/train/local_training.cpp"
+CORPUS = "src/data/corpus.cpp"
+KERNELS = "src/tensor/kernels.inc"
+EVALUATION = "src/train/evaluation.cpp"
+ROUND = "src/fed/round.cpp"
+
+MUTATIONS = [
+    # The model
+    Mutation(
+        "LoRA without its scale s in the forward",
+        LORA,
+        "run_rows(y_NO, run).baddbmm_(z, of_run(lora.bt_CWO, run), 1, run.scale);",
+        "run_rows(y_NO, run).baddbmm_(z, of_run(lora.bt_CWO, run), 1, 1.0);",
+        ("model_test",),
+    ),
+    Mutation(
+        "padded slots that are not 0 and get a gradient",
+        LORA,
+        "at::Tensor row = at::zeros({row_size()}, at::kDouble);",
+        "at::Tensor row = at::full({row_size()}, 0.01, at::kDouble);",
+        ("model_test", "train_test"),
+    ),
+    Mutation(
+        "dropout mask of the first client for all",
+        LORA,
+        "mix64(run.dropout_seed[static_cast<std::size_t>(c)] ^",
+        "mix64(run.dropout_seed[static_cast<std::size_t>(c * 0)] ^",
+        ("model_test", "train_test"),
+    ),
+    Mutation(
+        "loss normalised over the pack instead of each client",
+        "src/model/batch.cpp",
+        "batch.row_scale_L = to_tensor(scales, at::kDouble).to(options);",
+        "std::ranges::fill(scales, 1.0 / static_cast<double>(scales.size()));\n"
+        "    batch.row_scale_L = to_tensor(scales, at::kDouble).to(options);",
+        ("model_test", "train_test"),
+    ),
+    Mutation(
+        "rotary turned forwards in the backward of q",
+        ENGINE,
+        "ops::rotary(column(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);",
+        "ops::rotary(column(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, +1);",
+        ("model_test",),
+    ),
+    Mutation(
+        "attention sees later tokens of its block (causal mask)",
+        KERNELS,
+        "const int64_t seen = i0 + i + 1;\n            T largest",
+        "const int64_t seen = visible;\n            T largest",
+        ("tensor_test", "model_test"),
+    ),
+    # Local training
+    Mutation(
+        "gradient clipped by the norm of the whole pack",
+        UPDATE,
+        "std::sqrt(kernels<T>().sum_of_squares(gradient, size));",
+        "std::sqrt(kernels<T>().sum_of_squares(adapters.gradient_CP.data_ptr<T>(), adapters.gradient_CP.numel()));",
+        ("train_test",),
+    ),
+    Mutation(
+        "optimiser state shared by the clients of a group",
+        UPDATE,
+        "state.moment1_CP.data_ptr<T>() + client * size,",
+        "state.moment1_CP.data_ptr<T>(),",
+        ("train_test",),
+    ),
+    Mutation(
+        "tail regulariser with the wrong factor's norm",
+        UPDATE,
+        "a.pull(options.tail_lambda * norm_b / norm_a);",
+        "a.pull(options.tail_lambda * norm_a / norm_b);",
+        ("train_test",),
+    ),
+    Mutation(
+        "Adam's bias correction stuck at step 1",
+        KERNELS,
+        "const double correction1 = 1.0 - __builtin_pow(beta1, static_cast<double>(step));",
+        "const double correction1 = 1.0 - __builtin_pow(beta1, 1.0);",
+        ("tensor_test", "train_test"),
+    ),
+    Mutation(
+        "every round repeats the batches of round 1",
+        TRAINING,
+        "          .round = options.round,\n",
+        "          .round = 1,\n",
+        ("train_test",),
+    ),
+    Mutation(
+        "clients of a group stop with the shortest of them",
+        TRAINING,
+        "if (tasks[t].n_steps <= step) break;",
+        "if (tasks[group.tasks.back()].n_steps <= step) break;",
+        ("train_test",),
+    ),
+    # Data and evaluation
+    Mutation(
+        "global evaluation on training windows",
+        CORPUS,
+        "        if (!file_.held_out(client)) continue;\n"
+        "        const IndexRange range = file_.sequences_of(client);\n"
+        "        const auto infos = file_.sequences(range);\n"
+        "        for (std::size_t i = 0; i < infos.size(); ++i) {\n"
+        "            if (infos[i].part != part) continue;\n",
+        "        const IndexRange range = file_.sequences_of(client);\n"
+        "        const auto infos = file_.sequences(range);\n"
+        "        for (std::size_t i = 0; i < infos.size(); ++i) {\n"
+        "            if (infos[i].part != Part::train) continue;\n",
+        ("data_corpus_test",),
+    ),
+    Mutation(
+        "a client's own evaluation on its training windows",
+        CORPUS,
+        "return windows_of(sequences_of(client, part));",
+        "return windows_of(sequences_of(client, Part::train));",
+        ("data_corpus_test",),
+    ),
+    Mutation(
+        "evaluation loses the last window of full batches",
+        EVALUATION,
+        "if (batches.empty() || rows + windows[index].rows > batch_rows) {\n            batches.emplace_back();",
+        "if (batches.empty() || rows + windows[index].rows > batch_rows) {\n"
+        "            if (!batches.empty() && batches.back().size() > 1) batches.back().pop_back();\n"
+        "            batches.emplace_back();",
+        ("train_test",),
+    ),
+    # The federated round
+    Mutation(
+        "truncation keeps the last slots instead of the leading ones",
+        "src/base/adapter_layout.cpp",
+        "std::copy_n(source, kept * width, target);",
+        "std::copy_n(source + (from_rank - kept) * width, kept * width, target);",
+        ("base_test",),
+    ),
+    Mutation(
+        "uploads added to the last slots instead of the leading ones",
+        "src/fed/aggregate.cpp",
+        "weighted_.add(weight, values, target);",
+        "const auto unused = static_cast<std::size_t>((options_.rank_max - upload.lora_rank) * width);\n"
+        "weighted_.add(weight, values, target + unused);",
+        ("fed_merge",),
+    ),
+    Mutation(
+        "weighted sum that is not divided by the weights",
+        "src/fed/merge.cpp",
+        "const double value = base + input.sums[i] / z;",
+        "const double value = base + input.sums[i] + 0.0 * z;",
+        ("fed_merge",),
+    ),
+    Mutation(
+        "weights not renormalised over a slot's contributors",
+        "src/fed/merge.cpp",
+        "if (input.strategy.slot_norm == SlotNorm::contributors && report.lora_rank_after <= slot) continue;",
+        "(void)slot;",
+        ("fed_merge",),
+    ),
+    Mutation(
+        "prune decision compares the trained tail with itself",
+        "src/fed/prune.cpp",
+        "decision.before = tail_norm_product(layout, received, lora_rank, g);",
+        "decision.before = tail_norm_product(layout, trained, lora_rank, g);",
+        ("fed_prune",),
+    ),
+    Mutation(
+        "pruning that is forgotten after the round",
+        "src/fed/exchange.cpp",
+        "lora_ranks[i] = reports[i].dropped ? plan.cohort[i].lora_rank : reports[i].lora_rank_after;",
+        "lora_ranks[i] = plan.cohort[i].lora_rank;",
+        ("fed_exchange",),
+        audit="sgd fp32",
+    ),
+    # Only the whole program shows these
+    Mutation(
+        "\"before\" norm taken after training, in the round",
+        ROUND,
+        "decide_prune(layout, received, sent,",
+        "decide_prune(layout, sent, sent,",
+        audit="sgd fp32",
+    ),
+    Mutation(
+        "regulariser switched off in the round",
+        ROUND,
+        ".tail_lambda = context.strategy.prunes() ? context.strategy.prune_lambda : 0.0,",
+        ".tail_lambda = 0.0,",
+        audit="adamw fp64",
+    ),
+    Mutation(
+        "client weights from what the client received",
+        ROUND,
+        "client_weights(context.strategy, layout, {.factors = upload, .lora_rank = lora_rank_after,",
+        "client_weights(context.strategy, layout, {.factors = received, .lora_rank = lora_rank,",
+        audit="adamw fp64",
+    ),
+]  # fmt: skip

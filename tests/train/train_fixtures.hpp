@@ -1,0 +1,105 @@
+// A micro model with hashed weights, a small corpus and hashed adapters: what the tests of local training share.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "hetlora/base/random.hpp"
+#include "hetlora/data/corpus.hpp"
+#include "hetlora/model/engine.hpp"
+#include "make_corpus.hpp"
+
+namespace hetlora::testing_train {
+
+inline ModelConfig micro_config() {
+    ModelConfig config;
+    config.vocab_size = 31;
+    config.hidden_size = 16;
+    config.intermediate_size = 24;
+    config.layers = 2;
+    config.heads = 2;
+    config.kv_heads = 1;
+    config.head_size = 8;
+    config.max_positions = 32;
+    config.tied_head = true;
+    return config;
+}
+
+inline LlamaWeights hashed_weights(at::ScalarType dtype) {
+    LlamaWeights weights = allocate_weights(micro_config(), at::TensorOptions().dtype(dtype));
+    int number = 0;
+    for (const auto& [name, tensor] : named_weights(weights)) {
+        const bool norm = tensor.dim() == 1;
+        at::Tensor values = at::empty(tensor.sizes(), at::kDouble);
+        for (std::int64_t i = 0; i < values.numel(); ++i) {
+            const double draw = standard_normal(hash_seed(5, Purpose::test, number, i));
+            values.data_ptr<double>()[i] = norm ? 1.0 + 0.1 * draw : 0.3 * draw;
+        }
+        at::Tensor target = tensor;
+        target.copy_(values);
+        ++number;
+    }
+    return weights;
+}
+
+/// Canonical factors of a client, none of them 0.
+inline std::vector<double> hashed_factors(const AdapterLayout& layout, int number, std::int64_t lora_rank,
+                                          double size = 0.1) {
+    std::vector<double> factors(static_cast<std::size_t>(layout.parameters(lora_rank)));
+    for (std::size_t i = 0; i < factors.size(); ++i)
+        factors[i] = size * standard_normal(hash_seed(6, Purpose::test, number, i));
+    return factors;
+}
+
+/// Five training clients (0 to 4) with ragged windows, and two held-out ones.
+class SmallCorpus {
+public:
+    SmallCorpus() : corpus_(write(folder_ / "small.h5"), {.sequence_length = 12, .overlap = 4}) {}
+    [[nodiscard]] const Corpus& get() const { return corpus_; }
+
+private:
+    static std::filesystem::path write(const std::filesystem::path& path) {
+        test::write_corpus(path, test::synthetic_corpus({.n_clients = 7,
+                                                         .n_held_out = 2,
+                                                         .n_train = 3,
+                                                         .n_valid = 3,
+                                                         .min_length = 6,
+                                                         .max_length = 30,
+                                                         .token_begin = 3,
+                                                         .token_end = 31,
+                                                         .vocab_size = 31,
+                                                         .seed = 8}));
+        return path;
+    }
+    test::TemporaryFolder folder_;
+    Corpus corpus_;
+};
+
+/// A model, an engine on it and data.
+struct World {
+    explicit World(at::ScalarType dtype, const std::vector<std::string>& targets = {"all-linear"})
+        : weights(hashed_weights(dtype)),
+          layout(make_adapter_layout(weights.config, targets)),
+          engine(weights, layout) {}
+    LlamaWeights weights;
+    AdapterLayout layout;
+    Engine engine;
+    SmallCorpus data;
+};
+
+/// ||a - b|| / ||b||; NaN if anything in them is.
+inline double relative_difference(const std::vector<double>& a, const std::vector<double>& b) {
+    if (a.size() != b.size()) return INFINITY;
+    double difference = 0.0;
+    double norm = 0.0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        difference += (a[i] - b[i]) * (a[i] - b[i]);
+        norm += b[i] * b[i];
+    }
+    return std::sqrt(difference / norm);
+}
+
+}  // namespace hetlora::testing_train
