@@ -14,6 +14,8 @@ export OMPI_ALLOW_RUN_AS_ROOT = 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
 export OMPI_MCA_rmaps_base_oversubscribe = 1
 export OMPI_MCA_btl_vader_single_copy_mechanism = none
+export OMPI_MCA_mpi_yield_when_idle = 1
+export OMPI_MCA_hwloc_base_binding_policy = none
 export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 # Clones in different folders share compiler results (in ccache's own default folder, unless CCACHE_DIR is set).
 export CCACHE_BASEDIR = $(CURDIR)

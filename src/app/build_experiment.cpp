@@ -43,17 +43,19 @@ CorpusOptions corpus_options(const Settings& settings) {
 /// The data must have been made with the model's own tokenizer: other ids are other words, and nothing would crash.
 void check_tokenizer(const Settings& settings, const ModelConfig& config, const CorpusAttributes& data) {
     if (data.vocab_size > config.vocab_size) {
-        throw input_error("{} was prepared with a vocabulary of {} tokens, but the model in {} has only {}: prepare the data again "
-                          "with that model's tokenizer (`hetlora prepare ... --tokenizer {}`)",
-                          settings.data.path.string(), data.vocab_size, settings.model.path.string(), config.vocab_size,
-                          settings.model.path.string());
+        throw input_error(
+            "{} was prepared with a vocabulary of {} tokens, but the model in {} has only {}: prepare the data again "
+            "with that model's tokenizer (`hetlora prepare ... --tokenizer {}`)",
+            settings.data.path.string(), data.vocab_size, settings.model.path.string(), config.vocab_size,
+            settings.model.path.string());
     }
     const auto tokenizer = settings.model.path / "tokenizer.json";
     if (data.tokenizer_sha256.empty() || !std::filesystem::exists(tokenizer)) return;
     if (sha256_file(tokenizer) != data.tokenizer_sha256) {
-        throw input_error("{} was prepared with another tokenizer ({}) than the one of the model ({}): prepare the data again with "
-                          "`--tokenizer {}`",
-                          settings.data.path.string(), data.tokenizer_name, tokenizer.string(), settings.model.path.string());
+        throw input_error(
+            "{} was prepared with another tokenizer ({}) than the one of the model ({}): prepare the data again with "
+            "`--tokenizer {}`",
+            settings.data.path.string(), data.tokenizer_name, tokenizer.string(), settings.model.path.string());
     }
 }
 
@@ -61,7 +63,8 @@ Population make_population(const Settings& settings, const Strategy& strategy, c
     const std::vector<std::int64_t> lora_ranks = draw_lora_ranks(lora_rank_law(settings), corpus.n_clients());
     check_lora_ranks(strategy, lora_ranks);
     std::vector<RegisteredClient> clients(lora_ranks.size());
-    for (std::size_t k = 0; k < clients.size(); ++k) clients[k].lora_rank = clients[k].initial_lora_rank = lora_ranks[k];
+    for (std::size_t k = 0; k < clients.size(); ++k)
+        clients[k].lora_rank = clients[k].initial_lora_rank = lora_ranks[k];
     for (const std::int32_t id : corpus.eligible()) {
         RegisteredClient& client = clients[static_cast<std::size_t>(id)];
         client.eligible = true;
@@ -73,8 +76,11 @@ Population make_population(const Settings& settings, const Strategy& strategy, c
     }
     const auto eligible = std::ssize(corpus.eligible());
     if (settings.experiment.clients_per_round > eligible) {
-        throw usage_error("experiment.clients_per_round = {} but only {} of {} clients can train (data.min_windows = {}): lower one of "
-                          "the two", settings.experiment.clients_per_round, eligible, corpus.n_clients(), settings.data.min_windows);
+        throw usage_error(
+            "experiment.clients_per_round = {} but only {} of {} clients can train (data.min_windows = {}): lower one "
+            "of "
+            "the two",
+            settings.experiment.clients_per_round, eligible, corpus.n_clients(), settings.data.min_windows);
     }
     return Population(std::move(clients));
 }
@@ -96,8 +102,8 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.strategy = resolve_strategy(settings);
         experiment.corpus = std::make_unique<Corpus>(settings.data.path, corpus_options(settings));
         check_tokenizer(settings, config, experiment.corpus->file().attributes());
-        experiment.weights = load_weights(settings.model.path, settings.model.precision == Precision::fp64 ? at::kDouble : at::kFloat,
-                                          at::kCPU);
+        experiment.weights = load_weights(
+            settings.model.path, settings.model.precision == Precision::fp64 ? at::kDouble : at::kFloat, at::kCPU);
     });
     experiment.engine = std::make_unique<Engine>(experiment.weights, experiment.layout);
     experiment.global_scale = lora_scale(settings.lora, settings.lora.rank_max);
@@ -108,8 +114,11 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.evaluation_windows = corpus.evaluation_windows(
             settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid, settings.evaluation.sequences);
         if (experiment.evaluation_windows.empty()) {
-            throw input_error("{} has no held-out sequences for evaluation.part = {}: choose the other part, or prepare the data with "
-                              "held-out clients", settings.data.path.string(), name_of(settings.evaluation.part));
+            throw input_error(
+                "{} has no held-out sequences for evaluation.part = {}: choose the other part, or prepare the data "
+                "with "
+                "held-out clients",
+                settings.data.path.string(), name_of(settings.evaluation.part));
         }
     });
     agree(transport, "hashing base and data", [&] {
@@ -135,7 +144,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     }
     if (ranks.empty()) ranks = fmt::format("{} different values", histogram.size());
     const auto eligible = std::ssize(population.eligible());
-    const std::int64_t cohort = settings.experiment.clients_per_round == 0 ? eligible : settings.experiment.clients_per_round;
+    const std::int64_t cohort =
+        settings.experiment.clients_per_round == 0 ? eligible : settings.experiment.clients_per_round;
     const double mean_rank = rank_sum / static_cast<double>(eligible);
     const double value_bytes = settings.model.precision == Precision::fp64 ? 8.0 : 4.0;
     const double slot = static_cast<double>(experiment.layout.parameters_per_slot());
@@ -145,14 +155,16 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     return fmt::format(
         "{} {}: {} rounds, {} of {} clients a round, strategy {}\n"
         "  model     {} ({} parameters, {} layers, width {}), {}\n"
-        "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} loss tokens of held-out clients\n"
+        "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} loss tokens of held-out "
+        "clients\n"
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
         "  a round   about {} up and {} down in true bytes\n"
         "  machine   {} MPI rank{}, {} thread{} each, cpu, kernels {}",
         settings.experiment.name, "on " + transport.hosts().front(), settings.experiment.rounds, cohort, eligible,
-        experiment.strategy.preset, settings.model.path.filename().string(), human_count(static_cast<double>(config.parameters())),
-        config.layers, config.hidden_size, name_of(settings.model.precision), settings.data.path.filename().string(),
-        population.size(), eligible, settings.data.sequence_length, human_count(static_cast<double>(evaluation_tokens)),
+        experiment.strategy.preset, settings.model.path.filename().string(),
+        human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
+        name_of(settings.model.precision), settings.data.path.filename().string(), population.size(), eligible,
+        settings.data.sequence_length, human_count(static_cast<double>(evaluation_tokens)),
         experiment.layout.matrices.size(), histogram.begin()->first, histogram.rbegin()->first,
         name_of(settings.lora.rank_distribution), mean_rank, ranks,
         human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max,
@@ -173,12 +185,14 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
     std::vector<BatchSums> mine;
     agree(transport, "evaluating", [&] {
         const std::int64_t rank_max = experiment.settings.lora.rank_max;
-        AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false, experiment.weights.options());
+        AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
+                             experiment.weights.options());
         adapter.set(0, global, rank_max);
         for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
              b += static_cast<std::size_t>(transport.mpi_size())) {
             mine.push_back({.batch = static_cast<std::int64_t>(b),
-                            .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b], &adapter, experiment.global_scale)});
+                            .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b],
+                                                   &adapter, experiment.global_scale)});
         }
     });
     std::vector<BatchSums> all;

@@ -46,9 +46,10 @@ int hand_over_to_python(const CommandLine& command) {
     words.insert(words.end(), command.python_args.begin(), command.python_args.end());
     const std::string probe = "'" + candidates.front() + "' -c 'import hetlora.__main__' >/dev/null 2>&1";
     if (std::system(probe.c_str()) != 0) {
-        throw environment_error("`hetlora {}` is part of the Python package, which {} does not have: `{} -m pip install {}/analysis`, or "
-                                "name another Python in HETLORA_PYTHON",
-                                command.verb, candidates.front(), candidates.front(), build_info::source_dir);
+        throw environment_error(
+            "`hetlora {}` is part of the Python package, which {} does not have: `{} -m pip install {}/analysis`, or "
+            "name another Python in HETLORA_PYTHON",
+            command.verb, candidates.front(), candidates.front(), build_info::source_dir);
     }
     std::vector<char*> arguments;
     for (auto& word : words) arguments.push_back(word.data());
@@ -60,7 +61,8 @@ int hand_over_to_python(const CommandLine& command) {
 /// MPI ranks with other settings than root's would wait for each other for ever, or mix two experiments.
 void check_same_settings(Transport& transport, const Settings& settings) {
     // Without paths, which may differ from host to host; with all that changes the order of collective calls.
-    const std::string mine = fmt::format("{} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds, settings.output.trace);
+    const std::string mine =
+        fmt::format("{} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds, settings.output.trace);
     std::string root = mine;
     std::array<std::int64_t, 1> size{std::ssize(root)};
     transport.broadcast_values(size);
@@ -68,8 +70,11 @@ void check_same_settings(Transport& transport, const Settings& settings) {
     transport.broadcast_values(root);
     agree(transport, "comparing the settings", [&] {
         if (root != mine) {
-            throw usage_error("MPI rank {} read other settings than MPI rank 0: start all of them with the same command line and the same "
-                              "content of --config", transport.mpi_rank());
+            throw usage_error(
+                "MPI rank {} read other settings than MPI rank 0: start all of them with the same command line and the "
+                "same "
+                "content of --config",
+                transport.mpi_rank());
         }
     });
 }
@@ -86,8 +91,10 @@ Settings load(Transport& transport, const CommandLine& command, RequiredFor task
 int run_run(Transport& transport, const CommandLine& command, const std::string& command_text, Terminal& terminal) {
     agree(transport, "reading the command line", [&] {
         if (!command.resume) return;
-        throw usage_error("--resume is not there yet: a run that was cut short starts again from round 1 in a new folder (its log up to "
-                          "the last committed round stays readable)");
+        throw usage_error(
+            "--resume is not there yet: a run that was cut short starts again from round 1 in a new folder (its log up "
+            "to "
+            "the last committed round stays readable)");
     });
     const Settings settings = load(transport, command, RequiredFor::run);
     Experiment experiment = build_experiment(transport, settings);
@@ -111,9 +118,11 @@ int run_check(Transport& transport, const CommandLine& command, Terminal& termin
 /// The adapter to evaluate: the given PEFT folder, or the zero adapter (the base).
 std::vector<double> adapter_values(const CommandLine& command, Experiment& experiment) {
     if (!command.adapter) {
-        return std::vector<double>(static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max)), 0.0);
+        return std::vector<double>(
+            static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max)), 0.0);
     }
-    return read_peft_adapter(*command.adapter, experiment.layout, experiment.settings.lora.rank_max, experiment.global_scale);
+    return read_peft_adapter(*command.adapter, experiment.layout, experiment.settings.lora.rank_max,
+                             experiment.global_scale);
 }
 
 int run_evaluate(Transport& transport, const CommandLine& command, Terminal& terminal) {
@@ -121,8 +130,9 @@ int run_evaluate(Transport& transport, const CommandLine& command, Terminal& ter
     Experiment experiment = build_experiment(transport, settings);
     const auto values = agree(transport, "reading the adapter", [&] { return adapter_values(command, experiment); });
     const EvaluationSums sums = evaluate_global(transport, experiment, values, experiment.evaluation_windows);
-    terminal.info(fmt::format("loss {:.6f}  perplexity {:.4f}  accuracy {:.4f}  over {} loss tokens in {} windows ({})", sums.mean_loss(),
-                              std::exp(sums.mean_loss()), sums.accuracy(), sums.tokens, experiment.evaluation_windows.size(),
+    terminal.info(fmt::format("loss {:.6f}  perplexity {:.4f}  accuracy {:.4f}  over {} loss tokens in {} windows ({})",
+                              sums.mean_loss(), std::exp(sums.mean_loss()), sums.accuracy(), sums.tokens,
+                              experiment.evaluation_windows.size(),
                               command.adapter ? command.adapter->string() : std::string("base")));
     return 0;
 }
@@ -134,24 +144,27 @@ int run_generate(Transport& transport, const CommandLine& command, Terminal& ter
     Experiment experiment = build_experiment(transport, settings);
     agree(transport, "generating", [&] {
         if (!transport.is_root()) return;
-        if (!command.prompt) throw usage_error("generate: give --prompt with token ids separated by commas, e.g. --prompt 1,52,7");
+        if (!command.prompt)
+            throw usage_error("generate: give --prompt with token ids separated by commas, e.g. --prompt 1,52,7");
         const auto values = adapter_values(command, experiment);
-        AdapterGroup adapter(experiment.layout, 1, lora_width(settings.lora.rank_max), false, experiment.weights.options());
+        AdapterGroup adapter(experiment.layout, 1, lora_width(settings.lora.rank_max), false,
+                             experiment.weights.options());
         adapter.set(0, values, settings.lora.rank_max);
         std::vector<std::int32_t> prompt;
         for (const auto& word : split(*command.prompt, ',')) {
             const auto id = parse_integer(trim(word));
             if (!id || *id < 0 || *id >= experiment.weights.config.vocab_size) {
-                throw usage_error("--prompt: `{}` is not a token id of the model (0..{}): give comma-separated ids", word,
-                                  experiment.weights.config.vocab_size - 1);
+                throw usage_error("--prompt: `{}` is not a token id of the model (0..{}): give comma-separated ids",
+                                  word, experiment.weights.config.vocab_size - 1);
             }
             prompt.push_back(static_cast<std::int32_t>(*id));
         }
-        const auto replies = generate(*experiment.engine, command.adapter ? &adapter : nullptr, experiment.global_scale, {prompt},
-                                      {.max_new_tokens = settings.evaluation.sample_tokens,
-                                       .temperature = 0.0,
-                                       .seed = settings.experiment.seed_data,
-                                       .stop_ids = experiment.weights.config.eos_ids});
+        const auto replies =
+            generate(*experiment.engine, command.adapter ? &adapter : nullptr, experiment.global_scale, {prompt},
+                     {.max_new_tokens = settings.evaluation.sample_tokens,
+                      .temperature = 0.0,
+                      .seed = settings.experiment.seed_data,
+                      .stop_ids = experiment.weights.config.eos_ids});
         terminal.info(fmt::format("tokens {}", fmt::join(replies.front(), ",")));
         terminal.info(fmt::format("text   {}", experiment.corpus->file().text_of(replies.front())));
     });
@@ -165,14 +178,15 @@ int run_pretrain(Transport& transport, const CommandLine& command, Terminal& ter
     });
     choose_compute(transport, settings.compute);
     const std::string identity = pretrain_identity_hash(settings, CorpusFile(settings.pretrain.data).sha256());
-    terminal.info(fmt::format("pretraining for {} steps of {} tokens into {}", settings.pretrain.steps, settings.pretrain.batch_tokens,
-                              settings.pretrain.output.string()));
+    terminal.info(fmt::format("pretraining for {} steps of {} tokens into {}", settings.pretrain.steps,
+                              settings.pretrain.batch_tokens, settings.pretrain.output.string()));
     pretrain(settings.pretrain, settings.experiment.seed, identity, command.resume, [&](const PretrainStep& step) {
         const bool measured = std::isfinite(step.valid_loss);
         if (!measured && step.step % 20 != 0) return;
-        terminal.info(fmt::format("step {:>6}  loss {:.4f}  {}lr {:.2e}  {:.1f}M tokens  {}", step.step, step.train_loss,
-                                  measured ? fmt::format("valid {:.4f}  ", step.valid_loss) : "", step.learning_rate,
-                                  static_cast<double>(step.tokens_seen) / 1e6, human_seconds(step.time_s)));
+        terminal.info(fmt::format("step {:>6}  loss {:.4f}  {}lr {:.2e}  {:.1f}M tokens  {}", step.step,
+                                  step.train_loss, measured ? fmt::format("valid {:.4f}  ", step.valid_loss) : "",
+                                  step.learning_rate, static_cast<double>(step.tokens_seen) / 1e6,
+                                  human_seconds(step.time_s)));
     });
     return 0;
 }
@@ -180,8 +194,8 @@ int run_pretrain(Transport& transport, const CommandLine& command, Terminal& ter
 }  // namespace
 
 bool is_plain_verb(const CommandLine& command) {
-    return command.help || command.version || command.verb.empty() || command.verb == "strategies" || command.verb == "info" ||
-           verb_of(command).in_python;
+    return command.help || command.version || command.verb.empty() || command.verb == "strategies" ||
+           command.verb == "info" || verb_of(command).in_python;
 }
 
 int run_plain_verb(const CommandLine& command) {
@@ -190,7 +204,8 @@ int run_plain_verb(const CommandLine& command) {
     } else if (command.verb.empty() || (command.help && !verb_of(command).in_python)) {
         std::fputs(help_text(command.verb).c_str(), stdout);
     } else if (command.verb == "strategies") {
-        std::fputs((command.words.empty() ? strategy_table() : strategy_description(command.words.front())).c_str(), stdout);
+        std::fputs((command.words.empty() ? strategy_table() : strategy_description(command.words.front())).c_str(),
+                   stdout);
     } else if (command.verb == "info") {
         std::fputs(describe_path(command.words.front()).c_str(), stdout);
     } else {

@@ -25,20 +25,24 @@ std::string describe_corpus(const std::filesystem::path& path) {
     std::int64_t held_out = 0;
     for (std::int64_t k = 0; k < file.n_clients(); ++k) held_out += file.held_out(k) ? 1 : 0;
     const CorpusAttributes& about = file.attributes();
-    return fmt::format("prepared data `{}`\n  {} clients ({} held out), {} sequences, {} tokens, vocabulary {}\n  source {}\n  licence {}\n"
-                       "  tokenizer {}\n",
-                       about.name, file.n_clients(), held_out, file.n_sequences(), file.n_tokens(), about.vocab_size, about.source,
-                       about.license, about.tokenizer_name);
+    return fmt::format(
+        "prepared data `{}`\n  {} clients ({} held out), {} sequences, {} tokens, vocabulary {}\n  source {}\n  "
+        "licence {}\n"
+        "  tokenizer {}\n",
+        about.name, file.n_clients(), held_out, file.n_sequences(), file.n_tokens(), about.vocab_size, about.source,
+        about.license, about.tokenizer_name);
 }
 
 std::string describe_log(const std::filesystem::path& path) {
     const RunLogReader log = RunLogReader::open(path);
     const auto rounds = log.rounds();
     const double loss = rounds.empty() ? std::nan("") : rounds.back().eval_loss;
-    return fmt::format("log of run '{}', made {} by hetlora {}\n  {} committed rows (row 0: before training), {} participations, {} clients, "
-                       "rank_max {}\n  last evaluation loss {:.6g}\n",
-                       log.run_id(), log.created_utc(), log.creator_version(), log.committed_rounds(), log.participation().size(),
-                       log.clients().size(), log.rank_max(), loss);
+    return fmt::format(
+        "log of run '{}', made {} by hetlora {}\n  {} committed rows (row 0: before training), {} participations, {} "
+        "clients, "
+        "rank_max {}\n  last evaluation loss {:.6g}\n",
+        log.run_id(), log.created_utc(), log.creator_version(), log.committed_rounds(), log.participation().size(),
+        log.clients().size(), log.rank_max(), loss);
 }
 
 /// A run's log is known by its name, which is fixed; every other file has to be prepared data.
@@ -48,14 +52,17 @@ std::string describe_file(const std::filesystem::path& path) {
 
 std::string describe_model(const std::filesystem::path& path) {
     const ModelConfig config = read_model_config(path);
-    return fmt::format("Llama-type model, {} parameters\n  {} layers, width {}, feed-forward {}, {} heads ({} key/value) of {}, vocabulary "
-                       "{}, {} positions, {} head\n",
-                       human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
-                       config.intermediate_size, config.heads, config.kv_heads, config.head_size, config.vocab_size,
-                       config.max_positions, config.tied_head ? "tied" : "own");
+    return fmt::format(
+        "Llama-type model, {} parameters\n  {} layers, width {}, feed-forward {}, {} heads ({} key/value) of {}, "
+        "vocabulary "
+        "{}, {} positions, {} head\n",
+        human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
+        config.intermediate_size, config.heads, config.kv_heads, config.head_size, config.vocab_size,
+        config.max_positions, config.tied_head ? "tied" : "own");
 }
 
-std::vector<double> to_doubles(const SafetensorsFile& file, const std::string& name, const std::vector<std::int64_t>& shape) {
+std::vector<double> to_doubles(const SafetensorsFile& file, const std::string& name,
+                               const std::vector<std::int64_t>& shape) {
     const TensorInfo& info = file.info(name);
     const auto bytes = file.bytes(name);
     const at::ScalarType type = info.dtype == "F32"    ? at::kFloat
@@ -63,7 +70,9 @@ std::vector<double> to_doubles(const SafetensorsFile& file, const std::string& n
                                 : info.dtype == "F16"  ? at::kHalf
                                 : info.dtype == "BF16" ? at::kBFloat16
                                                        : at::kByte;
-    if (type == at::kByte) throw input_error("{}: tensor {} has dtype {}; only floating-point adapters can be read", file.path().string(), name, info.dtype);
+    if (type == at::kByte)
+        throw input_error("{}: tensor {} has dtype {}; only floating-point adapters can be read", file.path().string(),
+                          name, info.dtype);
     at::Tensor raw = at::empty(shape, at::TensorOptions().dtype(type));
     std::memcpy(raw.mutable_data_ptr(), bytes.data(), bytes.size());
     const at::Tensor values = raw.to(at::kDouble).contiguous();
@@ -82,15 +91,15 @@ std::string describe_path(const std::filesystem::path& path) {
     if (std::filesystem::exists(path / "adapter_config.json")) {
         const SafetensorsFile file(path / "adapter_model.safetensors");
         const auto config = nlohmann::json::parse(read_text_file(path / "adapter_config.json"));
-        return fmt::format("PEFT adapter, lora_rank {}, {} tensors, base {}\n", config.value("r", 0), file.tensors().size(),
-                           config.value("base_model_name_or_path", std::string("?")));
+        return fmt::format("PEFT adapter, lora_rank {}, {} tensors, base {}\n", config.value("r", 0),
+                           file.tensors().size(), config.value("base_model_name_or_path", std::string("?")));
     }
     if (std::filesystem::exists(path / "config.json")) return describe_model(path);
     throw input_error("{}: neither a model, an adapter nor a run folder", path.string());
 }
 
-std::vector<double> read_peft_adapter(const std::filesystem::path& folder, const AdapterLayout& layout, std::int64_t rank_max,
-                                      double scale) {
+std::vector<double> read_peft_adapter(const std::filesystem::path& folder, const AdapterLayout& layout,
+                                      std::int64_t rank_max, double scale) {
     nlohmann::json config;
     try {
         config = nlohmann::json::parse(read_text_file(folder / "adapter_config.json"));
@@ -99,11 +108,12 @@ std::vector<double> read_peft_adapter(const std::filesystem::path& folder, const
     }
     const std::int64_t lora_rank = config.value("r", std::int64_t{0});
     if (lora_rank < 1 || lora_rank > rank_max) {
-        throw input_error("{}: the adapter has lora_rank {}, but lora.rank_max = {}: set lora.rank_max to it", folder.string(), lora_rank,
-                          rank_max);
+        throw input_error("{}: the adapter has lora_rank {}, but lora.rank_max = {}: set lora.rank_max to it",
+                          folder.string(), lora_rank, rank_max);
     }
     const double alpha = config.value("lora_alpha", static_cast<double>(lora_rank));
-    const double own_scale = alpha / (config.value("use_rslora", false) ? std::sqrt(static_cast<double>(lora_rank)) : static_cast<double>(lora_rank));
+    const double own_scale = alpha / (config.value("use_rslora", false) ? std::sqrt(static_cast<double>(lora_rank))
+                                                                        : static_cast<double>(lora_rank));
     const SafetensorsFile file(folder / "adapter_model.safetensors");
     std::vector<double> values(static_cast<std::size_t>(layout.parameters(rank_max)), 0.0);
     std::size_t used = 0;
@@ -112,10 +122,11 @@ std::vector<double> read_peft_adapter(const std::filesystem::path& folder, const
         const std::string prefix = "base_model.model." + matrix.name;
         for (const bool is_a : {true, false}) {
             const std::string name = prefix + (is_a ? ".lora_A.weight" : ".lora_B.weight");
-            const std::vector<std::int64_t> shape = is_a ? std::vector{lora_rank, matrix.d_in} : std::vector{matrix.d_out, lora_rank};
+            const std::vector<std::int64_t> shape =
+                is_a ? std::vector{lora_rank, matrix.d_in} : std::vector{matrix.d_out, lora_rank};
             if (!file.contains(name) || file.info(name).shape != shape) {
-                throw input_error("{}: tensor {} is {}: the adapter belongs to another model or to other lora.targets", folder.string(), name,
-                                  file.contains(name) ? "of another shape" : "missing");
+                throw input_error("{}: tensor {} is {}: the adapter belongs to another model or to other lora.targets",
+                                  folder.string(), name, file.contains(name) ? "of another shape" : "missing");
             }
             const auto source = to_doubles(file, name, shape);
             ++used;
@@ -132,8 +143,9 @@ std::vector<double> read_peft_adapter(const std::filesystem::path& folder, const
         }
     }
     if (used != file.tensors().size()) {
-        throw input_error("{}: {} tensors, but lora.targets asks for {}: set lora.targets to the adapter's target_modules", folder.string(),
-                          file.tensors().size(), used);
+        throw input_error(
+            "{}: {} tensors, but lora.targets asks for {}: set lora.targets to the adapter's target_modules",
+            folder.string(), file.tensors().size(), used);
     }
     return values;
 }

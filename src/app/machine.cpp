@@ -39,7 +39,9 @@ VectorLevel level_of(VectorChoice choice) {
 }
 
 VectorChoice choice_of(VectorLevel level) {
-    return level == VectorLevel::avx512 ? VectorChoice::avx512 : level == VectorLevel::avx2 ? VectorChoice::avx2 : VectorChoice::baseline;
+    return level == VectorLevel::avx512 ? VectorChoice::avx512
+           : level == VectorLevel::avx2 ? VectorChoice::avx2
+                                        : VectorChoice::baseline;
 }
 
 }  // namespace
@@ -67,7 +69,8 @@ void choose_compute(Transport& transport, ComputeSettings& compute) {
     std::array<std::int64_t, 3> chosen{};
     agree(transport, "choosing threads and kernels", [&] {
         if (compute.device == DeviceChoice::cuda) {
-            throw environment_error("compute.device = cuda: this version of hetlora computes on the CPU only; take `auto` or `cpu`");
+            throw environment_error(
+                "compute.device = cuda: this version of hetlora computes on the CPU only; take `auto` or `cpu`");
         }
         if (!transport.is_root()) return;
         const std::int64_t cores = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
@@ -88,10 +91,11 @@ void choose_compute(Transport& transport, ComputeSettings& compute) {
 }
 
 std::string build_facts() {
-    return fmt::format("hetlora {} ({}{})\ncompiler {}\nLibTorch {}\nMPI {}\nHDF5 {}\nBoost {}.{}.{}", build_info::version,
-                       build_info::git_commit, build_info::git_dirty ? ", with uncommitted changes" : "", build_info::compiler,
-                       build_info::torch_version, MpiSession::library_version(), build_info::hdf5_version, BOOST_VERSION / 100000,
-                       BOOST_VERSION / 100 % 1000, BOOST_VERSION % 100);
+    return fmt::format("hetlora {} ({}{})\ncompiler {}\nLibTorch {}\nMPI {}\nHDF5 {}\nBoost {}.{}.{}",
+                       build_info::version, build_info::git_commit,
+                       build_info::git_dirty ? ", with uncommitted changes" : "", build_info::compiler,
+                       build_info::torch_version, MpiSession::library_version(), build_info::hdf5_version,
+                       BOOST_VERSION / 100000, BOOST_VERSION / 100 % 1000, BOOST_VERSION % 100);
 }
 
 Provenance machine_provenance(const Transport& transport) {
@@ -105,8 +109,9 @@ Provenance machine_provenance(const Transport& transport) {
                         {"devices", "cpu"}};
     provenance.integers = {{"git_dirty", build_info::git_dirty ? 1 : 0}, {"mpi_size", transport.mpi_size()}};
     // An allow-list: a whole environment holds tokens and passwords.
-    for (const char* name : {"SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_PARTITION", "SLURM_NTASKS",
-                             "SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS", "OMP_PROC_BIND", "MKL_NUM_THREADS"}) {
+    for (const char* name :
+         {"SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_PARTITION", "SLURM_NTASKS",
+          "SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS", "OMP_PROC_BIND", "MKL_NUM_THREADS"}) {
         if (const char* value = std::getenv(name)) provenance.texts[std::string("env_") + name] = value;
     }
     return provenance;

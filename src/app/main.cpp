@@ -16,7 +16,8 @@ namespace {
 using namespace hetlora;
 
 int complain(const std::string& text, ExitCode code) {
-    std::fprintf(stderr, "%s%s\n", text.starts_with("hetlora ") ? "" : "hetlora: ", text.c_str());  // never the name twice
+    std::fprintf(stderr, "%s%s\n",
+                 text.starts_with("hetlora ") ? "" : "hetlora: ", text.c_str());  // never the name twice
     return static_cast<int>(code);
 }
 
@@ -41,15 +42,18 @@ bool is_understood(const std::vector<std::string>& words) {
 int run_on_all_ranks(Transport& transport, const std::vector<std::string>& words, const std::string& command_text) {
     const auto fail = [&](const std::string& text, ExitCode code) {
         if (transport.is_root() || transport.mpi_size() > 1) {
-            complain(transport.mpi_size() > 1 ? fmt::format("MPI rank {} on {}: {}", transport.mpi_rank(),
-                                                            transport.hosts()[static_cast<std::size_t>(transport.mpi_rank())], text)
-                                              : text, code);
+            complain(transport.mpi_size() > 1
+                         ? fmt::format("MPI rank {} on {}: {}", transport.mpi_rank(),
+                                       transport.hosts()[static_cast<std::size_t>(transport.mpi_rank())], text)
+                         : text,
+                     code);
         }
         if (transport.mpi_size() > 1) transport.abort(static_cast<int>(code));
         return static_cast<int>(code);
     };
     try {
-        const CommandLine command = agree(transport, "reading the command line", [&] { return parse_command_line(words); });
+        const CommandLine command =
+            agree(transport, "reading the command line", [&] { return parse_command_line(words); });
         return run_verb(transport, command, command_text);
     } catch (const AgreedError& error) {
         if (transport.is_root()) complain(error.what(), error.code());
@@ -58,8 +62,11 @@ int run_on_all_ranks(Transport& transport, const std::vector<std::string>& words
     } catch (const Error& error) {
         return fail(error.what(), error.code());
     } catch (const std::exception& error) {
-        return fail(fmt::format("internal error: {}\nThis is a bug of hetlora: please report it with the command and the config.",
-                                error.what()), ExitCode::bug);
+        return fail(
+            fmt::format(
+                "internal error: {}\nThis is a bug of hetlora: please report it with the command and the config.",
+                error.what()),
+            ExitCode::bug);
     }
 }
 

@@ -2,20 +2,16 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <numeric>
 #include <optional>
 
-#include "hetlora/app/build_info.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/run_records.hpp"
 #include "hetlora/app/samples.hpp"
 #include "hetlora/base/error.hpp"
-#include "hetlora/base/text.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/comm/agree.hpp"
-#include "hetlora/config/resolved.hpp"
 #include "hetlora/fed/exchange.hpp"
-#include "hetlora/fed/weights.hpp"
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/run_folder.hpp"
 #include "hetlora/store/run_log.hpp"
@@ -24,161 +20,15 @@
 namespace hetlora {
 namespace {
 
-/// Root's files of a run. Elsewhere there is none.
-struct RunFiles {
-    RunFolder folder;
-    RunLog log;
-    ProgressFile progress;
-    std::optional<TraceWriter> trace;
-    RunStatus status;
-};
-
-RunLogHeader log_header(const Experiment& experiment, const Transport& transport, const std::string& run_id,
-                        const std::string& command_line) {
-    RunLogHeader header{.run_id = run_id, .creator_version = build_info::version, .rank_max = experiment.settings.lora.rank_max};
-    const Corpus& corpus = *experiment.corpus;
-    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
-        header.clients.push_back({.name = corpus.client_name(k),
-                                  .n_train_sequences = corpus.client_size(k).n_train_sequences,
-                                  .n_train_tokens = experiment.population->at(k).n_loss_tokens,
-                                  .initial_lora_rank = experiment.population->at(k).initial_lora_rank});
-    }
-    header.provenance = machine_provenance(transport);
-    header.provenance.texts["config"] = resolved_ini(experiment.settings);
-    header.provenance.texts["command_line"] = command_line;
-    header.provenance.texts["base_sha256"] = experiment.base_sha256;
-    header.provenance.texts["data_sha256"] = experiment.data_sha256;
-    header.provenance.integers["threads"] = experiment.settings.compute.threads;
-    return header;
-}
-
-RunFiles create_files(const Experiment& experiment, const Transport& transport, const std::string& command_line) {
-    const Settings& settings = experiment.settings;
-    RunFolder folder = RunFolder::create(settings.output.dir);
-    const std::string run_id = identity_hash(settings, experiment.base_sha256, experiment.data_sha256);
-    folder.write_config(resolved_ini(settings, fmt::format("identity {}\nbase sha256 {}\ndata sha256 {}", run_id,
-                                                           experiment.base_sha256, experiment.data_sha256)),
-                        resolved_json(settings));
-    RunLog log = RunLog::create(folder.run_log(), log_header(experiment, transport, run_id, command_line));
-    ProgressFile progress = ProgressFile::create(folder.progress());
-    std::optional<TraceWriter> trace;
-    if (settings.output.trace) trace = TraceWriter::create(folder.trace(), run_id, experiment.layout, settings.lora.rank_max);
-    RunStatus status = status_of_this_process();
-    status.run_id = run_id;
-    status.rounds = settings.experiment.rounds;
-    write_status(folder.status(), status);
-    return {std::move(folder), std::move(log), std::move(progress), std::move(trace), std::move(status)};
-}
-
-void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome, std::span<const double> received_from,
-                 std::span<const double> global, std::int64_t round) {
-    const std::int64_t rank_max = experiment.settings.lora.rank_max;
-    for (std::size_t i = 0; i < outcome.traced.size(); ++i) {
-        const ClientReport& report = outcome.reports[i];
-        std::vector<double> received(static_cast<std::size_t>(experiment.layout.parameters(report.lora_rank_before)));
-        resize_adapter<double>(experiment.layout, received_from, rank_max, received, report.lora_rank_before);
-        std::vector<TraceStep> steps;
-        for (const StepRecord& record : outcome.traced[i].steps) {
-            TraceStep step{.loss = record.loss, .n_loss_tokens = record.n_loss_tokens, .windows = {}};
-            for (const WindowRef& window : record.windows) step.windows.push_back({window.sequence, window.window});
-            steps.push_back(std::move(step));
-        }
-        trace.append_event({.round = round,
-                            .client = report.client,
-                            .lora_rank_before = report.lora_rank_before,
-                            .lora_rank_after = report.lora_rank_after,
-                            .dropped = report.dropped,
-                            .weight = outcome.merge.client_weight[i],
-                            .learning_rate = outcome.learning_rate,
-                            .received = received,
-                            .sent = outcome.traced[i].sent,
-                            .steps = steps});
-    }
-    trace.append_global(round, global);
-}
-
-/// The columns of /rounds that come from the clients' reports.
-void fill_from_reports(RoundRow& row, const Experiment& experiment, const RoundOutcome& outcome) {
-    const std::int64_t value_bytes = experiment.settings.model.precision == Precision::fp64 ? 8 : 4;
-    double loss_sum = 0.0;
-    for (const ClientReport& report : outcome.reports) {
-        row.bytes_down_true += experiment.layout.parameters(report.lora_rank_before) * value_bytes;
-        if (report.dropped) continue;
-        ++row.n_clients;
-        row.tokens += report.n_tokens;
-        loss_sum += report.loss_sum;
-        row.bytes_up_true += experiment.layout.parameters(report.lora_rank_after) * value_bytes;
-        if (experiment.strategy.client_weight == ClientWeight::sparsity) row.bytes_up_true += value_bytes;  // s_k
-    }
-    if (row.tokens > 0) row.train_loss = loss_sum / static_cast<double>(row.tokens);
-    row.t_train_s = outcome.t_train_s;
-    row.t_comm_s = outcome.t_comm_s;
-    row.t_aggregate_s = outcome.t_aggregate_s;
-}
-
-std::vector<ParticipationRow> participation_rows(const RoundOutcome& outcome) {
-    std::vector<ParticipationRow> rows;
-    for (std::size_t i = 0; i < outcome.reports.size(); ++i) {
-        const ClientReport& report = outcome.reports[i];
-        rows.push_back({.round = outcome.plan.round,
-                        .client = report.client,
-                        .mpi_rank = report.mpi_rank,
-                        .pack = report.pack,
-                        .lora_rank_before = report.lora_rank_before,
-                        .lora_rank_after = report.lora_rank_after,
-                        .n_steps = report.n_steps,
-                        .n_tokens = report.n_tokens,
-                        .weight = outcome.merge.client_weight[i],
-                        .loss_first = report.loss_first,
-                        .loss_last = report.loss_last,
-                        .t_train_s = report.t_train_s,
-                        .dropped = report.dropped});
-    }
-    return rows;
-}
-
-void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<const double> global, const SlotStatistics& slots) {
-    const ProductSummary summary = summarize_product(experiment.layout, global, experiment.settings.lora.rank_max);
-    row.adapter_norm = summary.norm;
-    row.effective_rank = summary.effective_rank;
-    row.slots_alive = slots.slots_alive;
-}
-
-void fill_from_evaluation(RoundRow& row, const EvaluationSums& sums) {
-    row.eval_loss = sums.mean_loss();
-    row.eval_perplexity = std::exp(row.eval_loss);
-    row.eval_accuracy = sums.accuracy();
-}
-
 /// Divergence is often finite: compare with the start.
 void check_health(const Settings& settings, std::int64_t round, double eval_loss, double start_loss) {
     const double factor = settings.evaluation.divergence_factor;
     if (std::isfinite(eval_loss) && (factor <= 0.0 || eval_loss <= factor * start_loss)) return;
-    throw training_error("round {}: the evaluation loss is {:.6g}, more than {} times the {:.6g} before training: training has diverged; "
-                         "lower local.learning_rate, set local.clip_norm, or raise evaluation.divergence_factor (0: never stop)",
-                         round, eval_loss, factor, start_loss);
-}
-
-std::string closing_table(const Experiment& experiment, const RoundRow& first, const RoundRow& last, std::int64_t bytes_up,
-                          std::int64_t bytes_down, double seconds) {
-    double rank_before = 0.0;
-    double rank_after = 0.0;
-    for (const std::int64_t client : experiment.population->eligible()) {
-        rank_before += static_cast<double>(experiment.population->at(client).initial_lora_rank);
-        rank_after += static_cast<double>(experiment.population->at(client).lora_rank);
-    }
-    const auto n = static_cast<double>(experiment.population->eligible().size());
-    return fmt::format(
-        "\n                       before      after\n"
-        "  perplexity       {:>10.3f} {:>10.3f}\n"
-        "  accuracy         {:>10.4f} {:>10.4f}\n"
-        "  mean lora_rank   {:>10.2f} {:>10.2f}\n"
-        "  slots alive      {:>10} {:>10}\n"
-        "  true bytes up {} and down {} in {}\n"
-        "  results in {}",
-        first.eval_perplexity, last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, rank_before / n, rank_after / n,
-        first.slots_alive, last.slots_alive, human_bytes(static_cast<double>(bytes_up)), human_bytes(static_cast<double>(bytes_down)),
-        human_seconds(seconds), experiment.settings.output.dir.string());
+    throw training_error(
+        "round {}: the evaluation loss is {:.6g}, more than {} times the {:.6g} before training: training has "
+        "diverged; "
+        "lower local.learning_rate, set local.clip_norm, or raise evaluation.divergence_factor (0: never stop)",
+        round, eval_loss, factor, start_loss);
 }
 
 /// Loss of each client on its own held-out windows (NaN where it has none), each client evaluated by one mpi_rank.
@@ -217,11 +67,15 @@ public:
         start_loss_ = record.round.eval_loss;
         agree(transport_, "checking the evaluation loss", [&] {
             if (std::isfinite(start_loss_)) return;
-            throw input_error("the evaluation loss is {} before any training: the weights in {} hold values that are not finite or far "
-                              "too large; download or convert the model again", start_loss_, experiment_.settings.model.path.string());
+            throw input_error(
+                "the evaluation loss is {} before any training: the weights in {} hold values that are not finite or "
+                "far "
+                "too large; download or convert the model again",
+                start_loss_, experiment_.settings.model.path.string());
         });
         record.round.t_eval_s = watch.seconds();
-        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, global_, init_.rank_max, {}), nullptr, {});
+        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, global_, init_.rank_max, {}), nullptr,
+                     {});
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
             base_losses_ = client_losses(transport_, experiment_, global_);
@@ -232,15 +86,16 @@ public:
         Stopwatch watch;
         const Traffic traffic = transport_.traffic();
         const std::vector<double> received_from = experiment_.settings.output.trace ? global_ : std::vector<double>();
-        const RoundContext context{.transport = transport_,
-                                   .engine = *experiment_.engine,
-                                   .corpus = *experiment_.corpus,
-                                   .population = *experiment_.population,
-                                   .accumulator = accumulator_,
-                                   .settings = experiment_.settings,
-                                   .strategy = experiment_.strategy,
-                                   .init = init_,
-                                   .plan = plan_options(experiment_.settings, experiment_.settings.compute.pack_tokens)};
+        const RoundContext context{
+            .transport = transport_,
+            .engine = *experiment_.engine,
+            .corpus = *experiment_.corpus,
+            .population = *experiment_.population,
+            .accumulator = accumulator_,
+            .settings = experiment_.settings,
+            .strategy = experiment_.strategy,
+            .init = init_,
+            .plan = plan_options(experiment_.settings, experiment_.settings.compute.pack_tokens)};
         const RoundOutcome outcome = run_round(context, round, global_);
         RoundRecord record;
         record.round.round = round;
@@ -250,7 +105,8 @@ public:
         if (last_round || round % evaluation.every == 0) {
             Stopwatch evaluation_watch;
             broadcast_adapter_to_all();
-            fill_from_evaluation(record.round, evaluate_global(transport_, experiment_, global_, experiment_.evaluation_windows));
+            fill_from_evaluation(record.round,
+                                 evaluate_global(transport_, experiment_, global_, experiment_.evaluation_windows));
             record.round.t_eval_s = evaluation_watch.seconds();
         }
         finish_round(record, traffic, watch, outcome.merge.slots, &outcome, received_from);
@@ -286,7 +142,8 @@ public:
         });
         terminal_.end_progress();
         if (transport_.is_root()) {
-            terminal_.info(closing_table(experiment_, first_, last_, bytes_up_, bytes_down_, seconds));
+            terminal_.info(closing_table(experiment_, first_, last_,
+                                         {.bytes_up = bytes_up_, .bytes_down = bytes_down_, .seconds = seconds}));
         }
         agree(transport_, "generating samples", [&] {
             if (transport_.is_root()) print_samples(experiment_, global_, terminal_);
@@ -321,7 +178,9 @@ private:
                     files_->trace->append_global(0, global_);
                 }
             }
-            row.t_io_s = io_s_ + io_watch.seconds();  // the log's own time is known after it is written: it counts in the next row
+            row.t_io_s =
+                io_s_ +
+                io_watch.seconds();  // the log's own time is known after it is written: it counts in the next row
             row.t_round_s = watch.seconds();
             io_watch.lap();
             files_->log.append_round(row, record.participation, record.slots);
@@ -345,8 +204,9 @@ private:
     void warn_about_dropped(std::int64_t round, const RoundOutcome& outcome) {
         const auto dropped = std::ranges::find(outcome.reports, true, &ClientReport::dropped);
         if (!transport_.is_root() || dropped == outcome.reports.end()) return;
-        terminal_.warn(fmt::format("round {}: client {}{} left out: its training diverged (`dropped` in the log)", round, dropped->client,
-                                   std::ranges::count(outcome.reports, true, &ClientReport::dropped) > 1 ? " and others" : ""));
+        terminal_.warn(fmt::format(
+            "round {}: client {}{} left out: its training diverged (`dropped` in the log)", round, dropped->client,
+            std::ranges::count(outcome.reports, true, &ClientReport::dropped) > 1 ? " and others" : ""));
     }
 
     /// Slots that nobody covers become zero in both factors, and their gradients are then zero for ever.
@@ -355,11 +215,13 @@ private:
         const std::int64_t rank_max = experiment_.settings.lora.rank_max;
         if (outcome.merge.slots.slots_alive == rank_max) return;
         warned_about_slots_ = true;
-        terminal_.warn(fmt::format(
-            "round {}: only {} of {} slots of the global adapter can still learn: no client of the cohort had the others, and a slot "
-            "that is zero in A and B stays zero (slots_alive in the log). strategy.keep_uncovered = last keeps such slots, refill starts "
-            "them anew.",
-            round, outcome.merge.slots.slots_alive, rank_max));
+        terminal_.warn(
+            fmt::format("round {}: only {} of {} slots of the global adapter can still learn: no client of the cohort "
+                        "had the others, and a slot "
+                        "that is zero in A and B stays zero (slots_alive in the log). strategy.keep_uncovered = last "
+                        "keeps such slots, refill starts "
+                        "them anew.",
+                        round, outcome.merge.slots.slots_alive, rank_max));
     }
 
     Transport& transport_;

@@ -31,9 +31,8 @@ std::vector<SamplePrompt> choose_prompts(const Experiment& experiment) {
     for (const WindowRef& window : experiment.evaluation_windows) {
         if (sequences.empty() || sequences.back() != window.sequence) sequences.push_back(window.sequence);
     }
-    std::ranges::sort(sequences, {}, [&](std::int32_t s) {
-        return hash_seed(settings.experiment.seed_data, Purpose::generation, s);
-    });
+    std::ranges::sort(sequences, {},
+                      [&](std::int32_t s) { return hash_seed(settings.experiment.seed_data, Purpose::generation, s); });
     std::vector<SamplePrompt> prompts;
     const std::int64_t room = settings.data.sequence_length;
     for (const std::int32_t sequence : sequences) {
@@ -44,7 +43,8 @@ std::vector<SamplePrompt> choose_prompts(const Experiment& experiment) {
         const std::int64_t begin = std::max<std::int64_t>(0, info.prompt_length - room);
         SamplePrompt prompt;
         prompt.prompt.assign(tokens.ids.begin() + begin, tokens.ids.begin() + info.prompt_length);
-        for (std::size_t i = static_cast<std::size_t>(info.prompt_length); i < tokens.ids.size() && tokens.mask[i] == 1; ++i) {
+        for (std::size_t i = static_cast<std::size_t>(info.prompt_length); i < tokens.ids.size() && tokens.mask[i] == 1;
+             ++i) {
             prompt.real.push_back(tokens.ids[i]);
         }
         prompts.push_back(std::move(prompt));
@@ -66,7 +66,8 @@ void print_samples(Experiment& experiment, std::span<const double> global, Termi
                               .stop_ids = experiment.weights.config.eos_ids};
     if (file.attributes().eos_id >= 0) options.stop_ids.push_back(file.attributes().eos_id);
     const std::int64_t rank_max = experiment.settings.lora.rank_max;
-    AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false, experiment.weights.options());
+    AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
+                         experiment.weights.options());
     adapter.set(0, global, rank_max);
     const auto base = generate(*experiment.engine, nullptr, 0.0, prompts, options);
     const auto tuned = generate(*experiment.engine, &adapter, experiment.global_scale, prompts, options);

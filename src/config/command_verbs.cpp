@@ -48,9 +48,8 @@ const std::vector<CommandVerb>& command_verbs() {
                        {"--resume", "", "go on from the last checkpoint"}}),
         with_settings("evaluate", " [--adapter DIR]", "metrics of a base, or of a base with an adapter", true,
                       {output_flag, adapter_flag}),
-        with_settings(
-            "generate", " --prompt IDS [--adapter DIR]", "print text that the model writes", true,
-            {output_flag, adapter_flag, {"--prompt", "IDS", "token ids to go on from, separated by commas"}}),
+        with_settings("generate", " --prompt IDS [--adapter DIR]", "print text that the model writes", true,
+                      {output_flag, adapter_flag, {"--prompt", "IDS", "token ids to go on from, separated by commas"}}),
         {.name = "info",
          .usage = "PATH",
          .help = "describe any file or folder that hetlora reads or writes",

@@ -18,8 +18,9 @@ namespace {
 LocalOptions local_options(const RoundContext& context, std::int64_t round) {
     const LocalSettings& local = context.settings.local;
     return {.optimizer = local.optimizer,
-            .learning_rate = scheduled_rate(local.lr_schedule, local.learning_rate, round, context.settings.experiment.rounds,
-                                            local.lr_warmup_rounds, local.lr_final_fraction),
+            .learning_rate =
+                scheduled_rate(local.lr_schedule, local.learning_rate, round, context.settings.experiment.rounds,
+                               local.lr_warmup_rounds, local.lr_final_fraction),
             .weight_decay = local.weight_decay,
             .clip_norm = local.clip_norm,
             .beta1 = local.adam_beta1,
@@ -33,7 +34,8 @@ LocalOptions local_options(const RoundContext& context, std::int64_t round) {
             .round = round};
 }
 
-ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& planned, std::int64_t cohort_index, int mpi_rank) {
+ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& planned, std::int64_t cohort_index,
+                         int mpi_rank) {
     ClientReport report;
     report.cohort_index = cohort_index;
     report.client = outcome.client;
@@ -57,7 +59,8 @@ ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& plan
 /// Prunes a client and adds what it sends to this mpi_rank's sums. A client whose adapter cannot be summed is left out
 /// as one that is not finite: its training diverged just as well, and it must not end the others' run.
 /// @param sent in: the trained factors at report.lora_rank_before, out: what is sent at report.lora_rank_after
-void upload_client(const RoundContext& context, std::span<const double> received, std::vector<double>& sent, ClientReport& report) {
+void upload_client(const RoundContext& context, std::span<const double> received, std::vector<double>& sent,
+                   ClientReport& report) {
     const AdapterLayout& layout = context.engine.layout();
     const std::int64_t lora_rank = report.lora_rank_before;
     std::int64_t lora_rank_after = lora_rank;
@@ -97,7 +100,8 @@ void upload_client(const RoundContext& context, std::span<const double> received
 
 /// Trains one pack, prunes each client and adds what it sends to this mpi_rank's sums.
 void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack, const LocalOptions& options,
-                    std::span<const double> global, std::vector<ClientReport>& reports, std::vector<TracedClient>& traced) {
+                    std::span<const double> global, std::vector<ClientReport>& reports,
+                    std::vector<TracedClient>& traced) {
     const AdapterLayout& layout = context.engine.layout();
     const std::int64_t rank_max = context.init.rank_max;
     std::vector<std::vector<double>> received;
@@ -108,7 +112,8 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
         resize_adapter<double>(layout, global, rank_max, factors, planned.lora_rank);
         tasks.push_back({.client = planned.client,
                          .lora_rank = planned.lora_rank,
-                         .tail_start = context.strategy.prunes() ? tail_start(planned.lora_rank, context.strategy) : planned.lora_rank,
+                         .tail_start = context.strategy.prunes() ? tail_start(planned.lora_rank, context.strategy)
+                                                                 : planned.lora_rank,
                          .n_steps = planned.n_steps,
                          .scale = lora_scale(context.settings.lora, planned.lora_rank),
                          .received = factors});
@@ -139,10 +144,12 @@ void check_dropped(const RoundContext& context, std::int64_t round, std::span<co
         if (dropped.empty()) return;
         const bool too_many = 2 * dropped.size() > reports.size();
         if (!too_many && context.settings.local.on_nonfinite == OnNonfinite::drop) return;
-        throw training_error("round {}: {} of {} clients ended with a loss or an adapter that is not finite or too large to be summed (client {}{}): lower "
-                             "local.learning_rate or set local.clip_norm{}",
-                             round, dropped.size(), reports.size(), dropped.front(), dropped.size() > 1 ? " and others" : "",
-                             too_many ? "" : ", or let local.on_nonfinite = drop leave such clients out");
+        throw training_error(
+            "round {}: {} of {} clients ended with a loss or an adapter that is not finite or too large to be summed "
+            "(client {}{}): lower "
+            "local.learning_rate or set local.clip_norm{}",
+            round, dropped.size(), reports.size(), dropped.front(), dropped.size() > 1 ? " and others" : "",
+            too_many ? "" : ", or let local.on_nonfinite = drop leave such clients out");
     });
 }
 
@@ -176,7 +183,8 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vec
     agree(transport, fmt::format("training round {}", round), [&] {
         const auto assignment = assign_packs(outcome.plan, transport.mpi_size());
         for (const std::int64_t pack : packs_of(assignment, transport.mpi_rank())) {
-            train_one_pack(context, outcome.plan, outcome.plan.packs[static_cast<std::size_t>(pack)], options, global, mine, traced);
+            train_one_pack(context, outcome.plan, outcome.plan.packs[static_cast<std::size_t>(pack)], options, global,
+                           mine, traced);
         }
         outcome.t_train_s = watch.lap();
     });
@@ -197,8 +205,10 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vec
                                        .previous = global,
                                        .init = context.init});
         std::vector<double> train_s(static_cast<std::size_t>(transport.mpi_size()), 0.0);
-        for (const auto& report : outcome.reports) train_s[static_cast<std::size_t>(report.mpi_rank)] += report.t_train_s;
-        outcome.t_train_s = *std::ranges::max_element(train_s);
+        for (const auto& report : outcome.reports)
+            train_s[static_cast<std::size_t>(report.mpi_rank)] += report.t_train_s;
+        outcome.t_train_s = 0.0;
+        for (const double seconds : train_s) outcome.t_train_s = std::max(outcome.t_train_s, seconds);
         global = outcome.merge.global;
     });
     outcome.t_aggregate_s = watch.lap();

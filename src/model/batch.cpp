@@ -37,8 +37,10 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
                 const std::int32_t token = sequence.inputs[i];
                 const std::int32_t target = sequence.targets[i];
                 if (token < 0 || token >= config.vocab_size || target >= config.vocab_size) {
-                    throw input_error("token {} is outside the model's vocabulary of {}: the data was prepared with another "
-                                      "tokenizer; prepare it again with the model's own", token, config.vocab_size);
+                    throw input_error(
+                        "token {} is outside the model's vocabulary of {}: the data was prepared with another "
+                        "tokenizer; prepare it again with the model's own",
+                        token, config.vocab_size);
                 }
                 if (target >= 0) {
                     loss_rows.push_back(std::ssize(tokens));
@@ -55,7 +57,8 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
         if (!batch.runs.empty()) {
             RowRun& last = batch.runs.back();
             if (last.group == client.group && last.rows_per_client == rows && last.scale == client.scale &&
-                last.first_client + last.clients == client.client_in_group && last.row0 + last.clients * rows == first_row) {
+                last.first_client + last.clients == client.client_in_group &&
+                last.row0 + last.clients * rows == first_row) {
                 ++last.clients;
                 last.dropout_seed.push_back(client.dropout_seed);
                 continue;

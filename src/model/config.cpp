@@ -1,10 +1,10 @@
 #include "hetlora/model/config.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
-
-#include <fmt/ranges.h>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
@@ -49,7 +49,9 @@ public:
         }
         return object_.at(key).get<bool>();
     }
-    [[nodiscard]] bool present(const std::string& key) const { return object_.contains(key) && !object_.at(key).is_null(); }
+    [[nodiscard]] bool present(const std::string& key) const {
+        return object_.contains(key) && !object_.at(key).is_null();
+    }
     [[nodiscard]] const json& at(const std::string& key) const { return object_.at(key); }
 
     template <typename... Args>
@@ -58,9 +60,10 @@ public:
     }
     void finish() const {
         if (problems_.empty()) return;
-        throw input_error("{}: this model cannot be used:\n  - {}\nhetlora implements Llama-type models (RMSNorm, plain rotary "
-                          "positions, SwiGLU, no biases): choose such a model folder in `model.path`",
-                          path_, fmt::join(problems_, "\n  - "));
+        throw input_error(
+            "{}: this model cannot be used:\n  - {}\nhetlora implements Llama-type models (RMSNorm, plain rotary "
+            "positions, SwiGLU, no biases): choose such a model folder in `model.path`",
+            path_, fmt::join(problems_, "\n  - "));
     }
 
 private:
@@ -96,7 +99,8 @@ void read_rope(ConfigReader& reader, ModelConfig& config) {
             }
         }
     }
-    if (reader.number("partial_rotary_factor", 1.0) != 1.0) reader.complain("`partial_rotary_factor` below 1 is not implemented");
+    if (reader.number("partial_rotary_factor", 1.0) != 1.0)
+        reader.complain("`partial_rotary_factor` below 1 is not implemented");
 }
 
 void read_tokens(ConfigReader& reader, ModelConfig& config) {
@@ -121,8 +125,9 @@ void refuse_unimplemented(ConfigReader& reader) {
     if (reader.present("hidden_act") && reader.at("hidden_act") != "silu") {
         reader.complain("`hidden_act` = {} is not implemented (only \"silu\")", reader.at("hidden_act").dump());
     }
-    for (const char* key : {"num_local_experts", "num_experts", "sliding_window", "logit_scale", "final_logit_softcapping",
-                            "attn_logit_softcapping", "residual_multiplier", "embedding_multiplier", "quantization_config"}) {
+    for (const char* key :
+         {"num_local_experts", "num_experts", "sliding_window", "logit_scale", "final_logit_softcapping",
+          "attn_logit_softcapping", "residual_multiplier", "embedding_multiplier", "quantization_config"}) {
         if (reader.present(key)) reader.complain("`{}` = {} is not implemented", key, reader.at(key).dump());
     }
 }
@@ -138,23 +143,27 @@ std::int64_t ModelConfig::parameters() const {
 ModelConfig read_model_config(const std::filesystem::path& folder) {
     const auto path = folder / "config.json";
     if (!std::filesystem::is_directory(folder)) {
-        throw input_error("model folder {} does not exist: give `model.path` a Hugging Face folder with config.json and "
-                          "model.safetensors (`hetlora convert` makes one)", folder.string());
+        throw input_error(
+            "model folder {} does not exist: give `model.path` a Hugging Face folder with config.json and "
+            "model.safetensors (`hetlora convert` makes one)",
+            folder.string());
     }
     const std::string text = read_text_file(path);
     json object;
     try {
         object = json::parse(text);
     } catch (const json::exception& error) {
-        throw input_error("{}: not valid JSON ({}): the download may be incomplete; fetch the model again", path.string(),
-                          error.what());
+        throw input_error("{}: not valid JSON ({}): the download may be incomplete; fetch the model again",
+                          path.string(), error.what());
     }
     if (!object.is_object()) throw input_error("{}: not a JSON object", path.string());
     ConfigReader reader(object, path.string());
     const std::string type = object.value("model_type", std::string("?"));
     if (type != "llama") {
-        throw input_error("{}: model_type `{}` is not supported: hetlora reads `llama` (Llama 1 and 2, TinyLlama, SmolLM, "
-                          "SmolLM2); choose such a folder in `model.path`", path.string(), type);
+        throw input_error(
+            "{}: model_type `{}` is not supported: hetlora reads `llama` (Llama 1 and 2, TinyLlama, SmolLM, "
+            "SmolLM2); choose such a folder in `model.path`",
+            path.string(), type);
     }
     ModelConfig config;
     config.vocab_size = reader.positive("vocab_size");
@@ -226,17 +235,22 @@ AdapterLayout make_adapter_layout(const ModelConfig& config, const std::vector<s
     AdapterLayout layout;
     const std::int64_t D = config.hidden_size;
     const std::int64_t I = config.intermediate_size;
-    const std::int64_t widths[7][2] = {{config.query_width(), D}, {config.kv_width(), D}, {config.kv_width(), D},
-                                       {D, config.query_width()}, {I, D},                 {I, D},
+    const std::int64_t widths[7][2] = {{config.query_width(), D},
+                                       {config.kv_width(), D},
+                                       {config.kv_width(), D},
+                                       {D, config.query_width()},
+                                       {I, D},
+                                       {I, D},
                                        {D, I}};  // d_out, d_in
     for (std::int64_t layer = 0; layer < config.layers; ++layer) {
         for (std::size_t t = 0; t < known.size(); ++t) {
             if (!chosen.contains(known[t])) continue;
-            layout.matrices.push_back({.name = fmt::format("model.layers.{}.{}.{}", layer, t < 4 ? "self_attn" : "mlp", known[t]),
-                                       .layer = static_cast<int>(layer),
-                                       .target = known[t],
-                                       .d_out = widths[t][0],
-                                       .d_in = widths[t][1]});
+            layout.matrices.push_back(
+                {.name = fmt::format("model.layers.{}.{}.{}", layer, t < 4 ? "self_attn" : "mlp", known[t]),
+                 .layer = static_cast<int>(layer),
+                 .target = known[t],
+                 .d_out = widths[t][0],
+                 .d_in = widths[t][1]});
         }
     }
     return layout;
@@ -246,8 +260,8 @@ void check_lora_rank(const AdapterLayout& layout, std::int64_t rank_max) {
     for (const auto& matrix : layout.matrices) {
         const std::int64_t side = std::min(matrix.d_in, matrix.d_out);
         if (rank_max > side) {
-            throw usage_error("lora.rank_max = {} is larger than the smaller side of {} [{} x {}]: take at most {}", rank_max,
-                              matrix.name, matrix.d_out, matrix.d_in, side);
+            throw usage_error("lora.rank_max = {} is larger than the smaller side of {} [{} x {}]: take at most {}",
+                              rank_max, matrix.name, matrix.d_out, matrix.d_in, side);
         }
     }
 }

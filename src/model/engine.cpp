@@ -14,8 +14,9 @@ enum Target : int { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_pro
 constexpr std::int64_t head_chunk_rows = 256;
 
 /// Attention of the batch's rows over the cache of layer l, which takes up their keys and values first.
-void cached_attention(KeyValueCache& cache, std::size_t l, const at::Tensor& q_NQ, const at::Tensor& k_NK, const at::Tensor& v_NK,
-                      const ModelConfig& config, const std::vector<AttentionSpan>& spans, at::Tensor out_NQ) {
+void cached_attention(KeyValueCache& cache, std::size_t l, const at::Tensor& q_NQ, const at::Tensor& k_NK,
+                      const at::Tensor& v_NK, const ModelConfig& config, const std::vector<AttentionSpan>& spans,
+                      at::Tensor out_NQ) {
     const std::int64_t group = config.heads / config.kv_heads;
     const double scale = 1.0 / std::sqrt(static_cast<double>(config.head_size));
     for (std::size_t s = 0; s < spans.size(); ++s) {
@@ -52,12 +53,12 @@ KeyValueCache::KeyValueCache(const LlamaWeights& weights, std::int64_t sequences
 
 /// What a layer's backward needs; norms and SwiGLU outputs are cheap and are computed again.
 struct Engine::Saved {
-    at::Tensor x_ND;        ///< input of the layer
+    at::Tensor x_ND;  ///< input of the layer
     at::Tensor rstd_N;
-    at::Tensor qkv_NX;      ///< after rotary
-    at::Tensor attended_NQ; ///< attention's output, before o
+    at::Tensor qkv_NX;       ///< after rotary
+    at::Tensor attended_NQ;  ///< attention's output, before o
     at::Tensor lse_NH;
-    at::Tensor middle_ND;   ///< after attention's residual
+    at::Tensor middle_ND;  ///< after attention's residual
     at::Tensor middle_rstd_N;
     at::Tensor gate_up_N2I;
     std::vector<std::vector<at::Tensor>> z;  ///< [target] -> per run
@@ -73,7 +74,8 @@ Engine::Engine(const LlamaWeights& weights, const AdapterLayout& layout)
     for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
         const auto& matrix = layout.matrices[m];
         const auto target = std::ranges::find(names, matrix.target) - names.begin();
-        placement_.at(static_cast<std::size_t>(matrix.layer)).at(static_cast<std::size_t>(target)) = static_cast<int>(m);
+        placement_.at(static_cast<std::size_t>(matrix.layer)).at(static_cast<std::size_t>(target)) =
+            static_cast<int>(m);
         first_adapted_ = std::min(first_adapted_, static_cast<std::size_t>(matrix.layer));
     }
 }
@@ -115,7 +117,8 @@ at::Tensor Engine::forward(const TokenBatch& batch, const LoraPass& pass, std::v
     at::Tensor x_ND = arena_.take({N, weights_.config.hidden_size});
     at::index_select_out(x_ND, weights_.embedding_VD, 0, batch.token_N);
     if (saved != nullptr) {
-        for (std::size_t l = 0; l < weights_.layer.size(); ++l) x_ND = layer_forward(l, batch, pass, x_ND, &(*saved)[l]);
+        for (std::size_t l = 0; l < weights_.layer.size(); ++l)
+            x_ND = layer_forward(l, batch, pass, x_ND, &(*saved)[l]);
         return x_ND;
     }
     // Without a backward only the residual stream survives a layer: two buffers take turns.
@@ -205,10 +208,11 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
     const std::int64_t I = config.intermediate_size;
     const std::int64_t mark = arena_.mark();
     const auto adapted = [&](Target target) { return placement_[l][target] >= 0; };
-    const auto adapt = [&](Target target, const at::Tensor& d_output, const at::Tensor& input, const at::Tensor& d_input) {
+    const auto adapt = [&](Target target, const at::Tensor& d_output, const at::Tensor& input,
+                           const at::Tensor& d_input) {
         if (adapted(target)) {
-            lora_backward(pass, static_cast<std::size_t>(placement_[l][target]), d_output, input, saved.z[target], d_input,
-                          arena_);
+            lora_backward(pass, static_cast<std::size_t>(placement_[l][target]), d_output, input, saved.z[target],
+                          d_input, arena_);
         }
     };
     at::Tensor normed_ND = arena_.take(dx_ND.sizes());

@@ -9,7 +9,8 @@ namespace hetlora {
 namespace {
 
 /// Index of the largest logit (the first of equals), or a draw from softmax(logits / temperature).
-std::int32_t choose(const at::Tensor& logits_V, const GenerationOptions& options, std::size_t prompt, std::int64_t step) {
+std::int32_t choose(const at::Tensor& logits_V, const GenerationOptions& options, std::size_t prompt,
+                    std::int64_t step) {
     if (options.temperature <= 0.0) return static_cast<std::int32_t>(logits_V.argmax().item<std::int64_t>());
     const at::Tensor p = at::softmax(logits_V.to(at::kCPU, at::kDouble) / options.temperature, 0).contiguous();
     double left = uniform01(hash_seed(options.seed, Purpose::generation, prompt, step));
@@ -22,7 +23,8 @@ std::int32_t choose(const at::Tensor& logits_V, const GenerationOptions& options
 
 /// Rows for one step: the given tokens of each sequence, each sequence's last row asks for logits.
 TokenBatch step_batch(const LlamaWeights& weights, const std::vector<std::vector<std::int32_t>>& tokens,
-                      const std::vector<std::int64_t>& first_position, AdapterGroup* adapter, double scale, KeyValueCache& cache) {
+                      const std::vector<std::int64_t>& first_position, AdapterGroup* adapter, double scale,
+                      KeyValueCache& cache) {
     TokenBatch batch;
     std::vector<std::int64_t> flat;
     std::vector<std::int32_t> positions;
@@ -40,8 +42,13 @@ TokenBatch step_batch(const LlamaWeights& weights, const std::vector<std::vector
     batch.position_N = at::tensor(positions, at::kInt);
     batch.loss_row_L = at::tensor(last_rows, at::kLong).to(device);
     if (adapter != nullptr) {
-        batch.runs.push_back({.group = adapter, .first_client = 0, .clients = 1, .row0 = 0,
-                              .rows_per_client = std::ssize(flat), .scale = scale, .dropout_seed = {}});
+        batch.runs.push_back({.group = adapter,
+                              .first_client = 0,
+                              .clients = 1,
+                              .row0 = 0,
+                              .rows_per_client = std::ssize(flat),
+                              .scale = scale,
+                              .dropout_seed = {}});
     }
     batch.cache = &cache;
     return batch;
@@ -58,8 +65,9 @@ std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* ad
     std::int64_t longest = 0;
     for (std::size_t s = 0; s < prompts.size(); ++s) {
         if (prompts[s].empty() || std::ssize(prompts[s]) >= positions) {
-            throw input_error("generation: prompt {} has {} tokens; it needs at least 1 and fewer than the model's {} positions", s,
-                              prompts[s].size(), positions);
+            throw input_error(
+                "generation: prompt {} has {} tokens; it needs at least 1 and fewer than the model's {} positions", s,
+                prompts[s].size(), positions);
         }
         longest = std::max(longest, std::ssize(prompts[s]));
     }
@@ -68,7 +76,8 @@ std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* ad
     std::vector<std::vector<std::int32_t>> next = prompts;
     std::vector<bool> done(prompts.size(), false);
     for (std::int64_t step = 0; step < options.max_new_tokens; ++step) {
-        const at::Tensor logits = engine.logits(step_batch(engine.weights(), next, cache.length, adapter, scale, cache));
+        const at::Tensor logits =
+            engine.logits(step_batch(engine.weights(), next, cache.length, adapter, scale, cache));
         for (std::size_t s = 0; s < prompts.size(); ++s) {
             const std::int32_t token = choose(logits.select(0, static_cast<std::int64_t>(s)), options, s, step);
             next[s] = {token};  // a finished sequence goes on idly: its rows cost little and change nobody else's

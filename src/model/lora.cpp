@@ -32,7 +32,8 @@ void apply_dropout(const RowRun& run, std::size_t matrix, double probability, at
         const scalar_t keep = static_cast<scalar_t>(1.0 / (1.0 - probability));
         for (std::int64_t c = 0; c < run.clients; ++c) {
             scalar_t* x = x_CND.data_ptr<scalar_t>() + c * per_client;
-            const std::uint64_t seed = mix64(run.dropout_seed[static_cast<std::size_t>(c)] ^ (matrix * 0x9E3779B97F4A7C15ULL));
+            const std::uint64_t seed =
+                mix64(run.dropout_seed[static_cast<std::size_t>(c)] ^ (matrix * 0x9E3779B97F4A7C15ULL));
             at::parallel_for(0, per_client, 1 << 14, [&](std::int64_t begin, std::int64_t end) {
                 for (std::int64_t i = begin; i < end; ++i) {
                     const bool dropped = uniform01(mix64(seed + static_cast<std::uint64_t>(i))) < probability;
@@ -44,7 +45,8 @@ void apply_dropout(const RowRun& run, std::size_t matrix, double probability, at
 }
 
 /// The rows that enter A: x itself, or a masked copy.
-at::Tensor adapter_input(const LoraPass& pass, const RowRun& run, std::size_t matrix, const at::Tensor& x_ND, Arena& arena) {
+at::Tensor adapter_input(const LoraPass& pass, const RowRun& run, std::size_t matrix, const at::Tensor& x_ND,
+                         Arena& arena) {
     const at::Tensor x = run_rows(x_ND, run);
     if (pass.dropout == 0.0) return x;
     at::Tensor masked = arena.take(x.sizes());
@@ -87,7 +89,8 @@ AdapterGroup::AdapterGroup(const AdapterLayout& layout, std::int64_t clients, st
 
 void AdapterGroup::set(std::int64_t client, std::span<const double> canonical, std::int64_t lora_rank) {
     if (std::ssize(canonical) != layout_.parameters(lora_rank) || lora_rank > width_) {
-        throw bug_error("AdapterGroup::set: {} values for lora_rank {} in width {}", canonical.size(), lora_rank, width_);
+        throw bug_error("AdapterGroup::set: {} values for lora_rank {} in width {}", canonical.size(), lora_rank,
+                        width_);
     }
     at::Tensor row = at::zeros({row_size()}, at::kDouble);
     double* to = row.data_ptr<double>();

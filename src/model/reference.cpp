@@ -44,9 +44,12 @@ at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token
     for (std::size_t l = 0; l < weights.layer.size(); ++l) {
         const LayerWeights& layer = weights.layer[l];
         at::Tensor h = norm(x, layer.input_norm_D, config.rms_eps);
-        at::Tensor q = linear(h, layer.qkv_XD.narrow(0, 0, Q), l, "q_proj").unflatten(2, {config.heads, config.head_size});
-        at::Tensor k = linear(h, layer.qkv_XD.narrow(0, Q, KV), l, "k_proj").unflatten(2, {config.kv_heads, config.head_size});
-        at::Tensor v = linear(h, layer.qkv_XD.narrow(0, Q + KV, KV), l, "v_proj").unflatten(2, {config.kv_heads, config.head_size});
+        at::Tensor q =
+            linear(h, layer.qkv_XD.narrow(0, 0, Q), l, "q_proj").unflatten(2, {config.heads, config.head_size});
+        at::Tensor k =
+            linear(h, layer.qkv_XD.narrow(0, Q, KV), l, "k_proj").unflatten(2, {config.kv_heads, config.head_size});
+        at::Tensor v = linear(h, layer.qkv_XD.narrow(0, Q + KV, KV), l, "v_proj")
+                           .unflatten(2, {config.kv_heads, config.head_size});
         const std::int64_t repeat = config.heads / config.kv_heads;
         q = rotate(q, weights.rotary).transpose(1, 2);
         k = rotate(k, weights.rotary).repeat_interleave(repeat, 2).transpose(1, 2);

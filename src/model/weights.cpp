@@ -1,9 +1,9 @@
 #include "hetlora/model/weights.hpp"
 
+#include <fmt/ranges.h>
+
 #include <cstring>
 #include <set>
-
-#include <fmt/ranges.h>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
@@ -17,8 +17,10 @@ at::ScalarType scalar_type_of(const TensorInfo& info, const std::filesystem::pat
     if (info.dtype == "F16") return at::kHalf;
     if (info.dtype == "BF16") return at::kBFloat16;
     if (info.dtype == "F64") return at::kDouble;
-    throw input_error("{}: tensor {} has dtype {}: only F32, F16, BF16 (and F64) weights can be read; convert the model first "
-                      "(`hetlora convert hf`)", folder.string(), info.name, info.dtype);
+    throw input_error(
+        "{}: tensor {} has dtype {}: only F32, F16, BF16 (and F64) weights can be read; convert the model first "
+        "(`hetlora convert hf`)",
+        folder.string(), info.name, info.dtype);
 }
 
 /// Buffers that old exporters wrote and that are recomputed, not read.
@@ -77,8 +79,10 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
     std::set<std::string> used;
     for (const auto& [name, tensor] : named_weights(weights)) {
         if (!checkpoint.contains(name)) {
-            throw input_error("{}: tensor {} is missing: config.json promises {} layers; the checkpoint is incomplete or belongs "
-                              "to another config", folder.string(), name, config.layers);
+            throw input_error(
+                "{}: tensor {} is missing: config.json promises {} layers; the checkpoint is incomplete or belongs "
+                "to another config",
+                folder.string(), name, config.layers);
         }
         const TensorInfo& info = checkpoint.info(name);
         if (info.shape != tensor.sizes().vec()) {
@@ -91,7 +95,8 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
         const bool aligned = reinterpret_cast<std::uintptr_t>(bytes.data()) % c10::elementSize(stored) == 0;
         at::Tensor source;
         if (aligned) {
-            source = at::from_blob(const_cast<std::byte*>(bytes.data()), tensor.sizes(), at::TensorOptions().dtype(stored));
+            source =
+                at::from_blob(const_cast<std::byte*>(bytes.data()), tensor.sizes(), at::TensorOptions().dtype(stored));
         } else {
             source = at::empty(tensor.sizes(), at::TensorOptions().dtype(stored));
             std::memcpy(source.mutable_data_ptr(), bytes.data(), bytes.size());
@@ -103,8 +108,10 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
     for (const auto& name : checkpoint.names()) {
         if (used.contains(name) || is_recomputed_buffer(name)) continue;
         if (config.tied_head && name == "lm_head.weight") continue;  // some exporters store the tied head a second time
-        throw input_error("{}: tensor {} is not used by a model of this config.json: the model would not be the one that was "
-                          "trained; check `model_type` and the config", folder.string(), name);
+        throw input_error(
+            "{}: tensor {} is not used by a model of this config.json: the model would not be the one that was "
+            "trained; check `model_type` and the config",
+            folder.string(), name);
     }
     return weights;
 }
@@ -117,7 +124,9 @@ void save_weights(const LlamaWeights& weights, const std::filesystem::path& fold
         kept.push_back(tensor.detach().to(at::kCPU, dtype).contiguous());
         const at::Tensor& stored = kept.back();
         data.push_back({.name = name,
-                        .dtype = dtype == at::kBFloat16 ? "BF16" : dtype == at::kDouble ? "F64" : "F32",
+                        .dtype = dtype == at::kBFloat16 ? "BF16"
+                                 : dtype == at::kDouble ? "F64"
+                                                        : "F32",
                         .shape = stored.sizes().vec(),
                         .bytes = {static_cast<const std::byte*>(stored.const_data_ptr()), stored.nbytes()}});
     }

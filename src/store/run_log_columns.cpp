@@ -28,7 +28,8 @@ constexpr auto rounds_table = std::to_array<Column<RoundRow>>({
     {"t_comm_s", "s", "wall time of communication", f64, &RoundRow::t_comm_s, differs},
     {"t_aggregate_s", "s", "wall time of aggregation", f64, &RoundRow::t_aggregate_s, differs},
     {"t_eval_s", "s", "wall time of evaluation", f64, &RoundRow::t_eval_s, differs},
-    {"t_io_s", "s", "wall time of writing: the trace of this round and the log of the row before", f64, &RoundRow::t_io_s, differs},
+    {"t_io_s", "s", "wall time of writing: the trace of this round and the log of the row before", f64,
+     &RoundRow::t_io_s, differs},
     {"bytes_up_true", "byte", "adapter bytes that real clients would send, at their own lora_rank", i64,
      &RoundRow::bytes_up_true},
     {"bytes_up_padded", "byte", "adapter bytes that MPI moved to the root", i64, &RoundRow::bytes_up_padded, differs},
@@ -40,7 +41,8 @@ constexpr auto rounds_table = std::to_array<Column<RoundRow>>({
      differs},
     {"adapter_norm", "1", "Frobenius norm of the global product B A over all adapted matrices", f64,
      &RoundRow::adapter_norm},
-    {"effective_rank", "1", "participation ratio of the singular values of B A, mean over matrices that are not 0", f64, &RoundRow::effective_rank},
+    {"effective_rank", "1", "participation ratio of the singular values of B A, mean over matrices that are not 0", f64,
+     &RoundRow::effective_rank},
     {"slots_alive", "1", "slots of the global adapter that are not all zero", i32, &RoundRow::slots_alive},
 });
 

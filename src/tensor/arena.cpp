@@ -13,7 +13,8 @@ at::Tensor Arena::take(at::IntArrayRef shape) {
     used_ += rounded;
     wanted_ = std::max(wanted_, used_);
     if (block_.defined() && used_ <= block_.numel()) return block_.narrow(0, start, count).view(shape);
-    overflow_.push_back(at::empty({std::max<std::int64_t>(count, 1)}, at::TensorOptions().dtype(dtype_).device(device_)));
+    overflow_.push_back(
+        at::empty({std::max<std::int64_t>(count, 1)}, at::TensorOptions().dtype(dtype_).device(device_)));
     return overflow_.back().narrow(0, 0, count).view(shape);
 }
 

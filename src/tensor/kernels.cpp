@@ -5,10 +5,10 @@
 
 namespace hetlora {
 
-#define HETLORA_DECLARE_LEVEL(level)              \
-    namespace level_##level {                     \
-    extern const Kernels<float> float_kernels;    \
-    extern const Kernels<double> double_kernels;  \
+#define HETLORA_DECLARE_LEVEL(level)                 \
+    namespace level_##level {                        \
+        extern const Kernels<float> float_kernels;   \
+        extern const Kernels<double> double_kernels; \
     }
 HETLORA_DECLARE_LEVEL(baseline)
 #ifdef HETLORA_X86

@@ -22,7 +22,9 @@ void with_scalar(const at::Tensor& tensor, Body body) {
 }
 
 /// Rows per task so that a task has some ten thousand elements.
-std::int64_t row_grain(std::int64_t width) { return std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(width, 1)); }
+std::int64_t row_grain(std::int64_t width) {
+    return std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(width, 1));
+}
 
 }  // namespace
 
@@ -46,9 +48,9 @@ void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tens
         using T = decltype(zero);
         const std::int64_t width = x.size(1);
         at::parallel_for(0, x.size(0), row_grain(width), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().rms_norm_backward(dy.const_data_ptr<T>() + begin * width, x.const_data_ptr<T>() + begin * width,
-                                           w.const_data_ptr<T>(), rstd.const_data_ptr<T>() + begin,
-                                           dx.data_ptr<T>() + begin * width, end - begin, width);
+            kernels<T>().rms_norm_backward(
+                dy.const_data_ptr<T>() + begin * width, x.const_data_ptr<T>() + begin * width, w.const_data_ptr<T>(),
+                rstd.const_data_ptr<T>() + begin, dx.data_ptr<T>() + begin * width, end - begin, width);
         });
     });
 }
@@ -66,8 +68,8 @@ RotaryTable make_rotary_table(std::int64_t positions, std::int64_t head_size, do
         const float power = std::pow(static_cast<float>(theta), static_cast<float>(exponent));
         const float inverse_single = 1.0F / power;
         for (std::int64_t p = 0; p < positions; ++p) {
-            const double angle = single ? static_cast<double>(static_cast<float>(p) * inverse_single)
-                                        : static_cast<double>(p) * inverse;
+            const double angle =
+                single ? static_cast<double>(static_cast<float>(p) * inverse_single) : static_cast<double>(p) * inverse;
             cos.data_ptr<double>()[p * half + i] = std::cos(angle);
             sin.data_ptr<double>()[p * half + i] = std::sin(angle);
         }
@@ -75,16 +77,16 @@ RotaryTable make_rotary_table(std::int64_t positions, std::int64_t head_size, do
     return {.cos = cos.to(options), .sin = sin.to(options)};
 }
 
-void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const RotaryTable& table, const at::Tensor& position,
-            int direction) {
+void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const RotaryTable& table,
+            const at::Tensor& position, int direction) {
     if (!x.is_cpu()) return aten::rotary(x, heads, head_size, table, position, direction);
     with_scalar(x, [&](auto zero) {
         using T = decltype(zero);
         const std::int64_t stride = x.stride(0);
         at::parallel_for(0, x.size(0), row_grain(heads * head_size), [&](std::int64_t begin, std::int64_t end) {
             kernels<T>().rotary(x.data_ptr<T>() + begin * stride, stride, table.cos.const_data_ptr<T>(),
-                                table.sin.const_data_ptr<T>(), position.const_data_ptr<std::int32_t>() + begin, end - begin,
-                                heads, head_size, direction);
+                                table.sin.const_data_ptr<T>(), position.const_data_ptr<std::int32_t>() + begin,
+                                end - begin, heads, head_size, direction);
         });
     });
 }
@@ -171,12 +173,11 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
             thread_local std::vector<T> scratch;
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t task = begin; task < end; ++task) {
-                kernels<T>().attention_backward(q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(),
-                                                out.const_data_ptr<T>(), lse.const_data_ptr<T>(), d_out.const_data_ptr<T>(),
-                                                gradient.q.data_ptr<T>(), gradient.k.data_ptr<T>(),
-                                                gradient.v.data_ptr<T>(), shape,
-                                                spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads,
-                                                scratch.data());
+                kernels<T>().attention_backward(
+                    q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(), out.const_data_ptr<T>(),
+                    lse.const_data_ptr<T>(), d_out.const_data_ptr<T>(), gradient.q.data_ptr<T>(),
+                    gradient.k.data_ptr<T>(), gradient.v.data_ptr<T>(), shape,
+                    spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads, scratch.data());
             }
         });
     });
@@ -189,11 +190,10 @@ void cross_entropy(at::Tensor logits, const at::Tensor& target, const at::Tensor
         using T = decltype(zero);
         const std::int64_t vocabulary = logits.size(1);
         at::parallel_for(0, logits.size(0), row_grain(vocabulary), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().cross_entropy(logits.data_ptr<T>() + begin * vocabulary,
-                                       target.const_data_ptr<std::int64_t>() + begin,
-                                       want_gradient ? row_scale.const_data_ptr<T>() + begin : nullptr, loss + begin,
-                                       correct == nullptr ? nullptr : correct + begin, end - begin, vocabulary,
-                                       want_gradient);
+            kernels<T>().cross_entropy(
+                logits.data_ptr<T>() + begin * vocabulary, target.const_data_ptr<std::int64_t>() + begin,
+                want_gradient ? row_scale.const_data_ptr<T>() + begin : nullptr, loss + begin,
+                correct == nullptr ? nullptr : correct + begin, end - begin, vocabulary, want_gradient);
         });
     });
 }

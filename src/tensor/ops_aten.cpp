@@ -51,7 +51,8 @@ namespace {
 
 /// [length, heads, E] view of a span, heads first and each key/value head repeated for its group: [heads, length, E].
 at::Tensor heads_first(const at::Tensor& x, AttentionSpan span, std::int64_t heads, std::int64_t repeat) {
-    const at::Tensor rows = x.narrow(0, span.row0, span.length).unflatten(1, {heads, x.size(1) / heads}).transpose(0, 1);
+    const at::Tensor rows =
+        x.narrow(0, span.row0, span.length).unflatten(1, {heads, x.size(1) / heads}).transpose(0, 1);
     return repeat == 1 ? rows : rows.repeat_interleave(repeat, 0);
 }
 
@@ -63,7 +64,8 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
     for (const auto& span : spans) {
         const at::Tensor mask = at::ones({span.length, span.length}, q.options().dtype(at::kBool)).triu(1);
         at::Tensor scores = at::matmul(heads_first(q, span, heads, 1),
-                                       heads_first(k, span, kv_heads, heads / kv_heads).transpose(1, 2)) * scale;
+                                       heads_first(k, span, kv_heads, heads / kv_heads).transpose(1, 2)) *
+                            scale;
         scores.masked_fill_(mask, -std::numeric_limits<double>::infinity());
         const at::Tensor norm = at::logsumexp(scores, {2}, /*keepdim=*/true);
         const at::Tensor o = at::matmul((scores - norm).exp(), heads_first(v, span, kv_heads, heads / kv_heads));

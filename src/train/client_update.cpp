@@ -15,7 +15,9 @@ struct Tail {
     std::int64_t count = 0;
 
     /// sqrt(sum x^2 + epsilon)
-    [[nodiscard]] double norm(double epsilon) const { return std::sqrt(kernels<T>().sum_of_squares(values, count) + epsilon); }
+    [[nodiscard]] double norm(double epsilon) const {
+        return std::sqrt(kernels<T>().sum_of_squares(values, count) + epsilon);
+    }
     /// gradient += factor * values
     void pull(double factor) const {
         const T f = static_cast<T>(factor);
@@ -60,8 +62,8 @@ void update_row(AdapterGroup& adapters, OptimizerState& state, std::int64_t clie
     }
     if (options.optimizer == OptimizerKind::adamw) {
         kernels<T>().adamw(theta, gradient, state.moment1_CP.data_ptr<T>() + client * size,
-                           state.moment2_CP.data_ptr<T>() + client * size, size, options.learning_rate, options.weight_decay,
-                           options.beta1, options.beta2, options.epsilon, step.step);
+                           state.moment2_CP.data_ptr<T>() + client * size, size, options.learning_rate,
+                           options.weight_decay, options.beta1, options.beta2, options.epsilon, step.step);
         return;
     }
     const T rate = static_cast<T>(options.learning_rate);

@@ -20,7 +20,8 @@ double EvaluationSums::mean_loss() const {
 }
 
 double EvaluationSums::accuracy() const {
-    return tokens == 0 ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(correct) / static_cast<double>(tokens);
+    return tokens == 0 ? std::numeric_limits<double>::quiet_NaN()
+                       : static_cast<double>(correct) / static_cast<double>(tokens);
 }
 
 std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowRef> windows, std::int64_t batch_rows) {
@@ -46,7 +47,8 @@ EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<co
     tokens.reserve(batch.size());
     BatchClient client{.group = adapter, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {}};
     for (const std::size_t index : batch) tokens.push_back(corpus.read(windows[index]));
-    for (const WindowTokens& window : tokens) client.sequences.push_back({.inputs = window.inputs, .targets = window.targets});
+    for (const WindowTokens& window : tokens)
+        client.sequences.push_back({.inputs = window.inputs, .targets = window.targets});
     const RowLosses losses = engine.evaluate(make_batch(engine.weights(), std::span(&client, 1)));
     EvaluationSums sums{.loss = 0.0, .tokens = std::ssize(losses.loss_L), .correct = 0};
     for (const double loss : losses.loss_L) sums.loss += loss;

@@ -56,15 +56,17 @@ private:
     std::vector<std::int64_t> permutation_;
 };
 
-std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const ClientTask> tasks, const LocalOptions& options) {
+std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const ClientTask> tasks,
+                                       const LocalOptions& options) {
     std::map<std::int64_t, std::vector<std::size_t>> by_width;
     for (std::size_t t = 0; t < tasks.size(); ++t) by_width[lora_width(tasks[t].lora_rank)].push_back(t);
     std::vector<TrainingGroup> groups;
     for (auto& [width, members] : by_width) {
-        std::ranges::stable_sort(members, [&](std::size_t a, std::size_t b) { return tasks[a].n_steps > tasks[b].n_steps; });
+        std::ranges::stable_sort(members,
+                                 [&](std::size_t a, std::size_t b) { return tasks[a].n_steps > tasks[b].n_steps; });
         TrainingGroup group;
-        group.adapters = std::make_unique<AdapterGroup>(engine.layout(), std::ssize(members), width, /*with_gradient=*/true,
-                                                        engine.weights().options());
+        group.adapters = std::make_unique<AdapterGroup>(engine.layout(), std::ssize(members), width,
+                                                        /*with_gradient=*/true, engine.weights().options());
         for (std::size_t c = 0; c < members.size(); ++c) {
             group.adapters->set(static_cast<std::int64_t>(c), tasks[members[c]].received, tasks[members[c]].lora_rank);
         }
@@ -102,7 +104,8 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
                 BatchClient client{.group = group.adapters.get(),
                                    .client_in_group = static_cast<std::int64_t>(c),
                                    .scale = tasks[t].scale,
-                                   .dropout_seed = hash_seed(options.seed_data, Purpose::dropout, tasks[t].client, options.round, step),
+                                   .dropout_seed = hash_seed(options.seed_data, Purpose::dropout, tasks[t].client,
+                                                             options.round, step),
                                    .sequences = {}};
                 auto& kept = tokens.emplace_back();
                 for (const WindowRef& window : record.windows) kept.push_back(corpus.read(window));
@@ -137,13 +140,15 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
     }
 
     const double elapsed_s = watch.seconds();
-    const std::int64_t all_tokens = std::accumulate(outcomes.begin(), outcomes.end(), std::int64_t{0},
-                                                    [](std::int64_t sum, const ClientOutcome& o) { return sum + o.n_tokens; });
+    const std::int64_t all_tokens =
+        std::accumulate(outcomes.begin(), outcomes.end(), std::int64_t{0},
+                        [](std::int64_t sum, const ClientOutcome& o) { return sum + o.n_tokens; });
     for (auto& group : groups) {
         for (std::size_t c = 0; c < group.tasks.size(); ++c) {
             ClientOutcome& outcome = outcomes[group.tasks[c]];
             outcome.trained = group.adapters->get(static_cast<std::int64_t>(c), tasks[group.tasks[c]].lora_rank);
-            outcome.finite = outcome.finite && std::ranges::all_of(outcome.trained, [](double x) { return std::isfinite(x); });
+            outcome.finite =
+                outcome.finite && std::ranges::all_of(outcome.trained, [](double x) { return std::isfinite(x); });
             outcome.time_s = elapsed_s * static_cast<double>(outcome.n_tokens) /
                              static_cast<double>(std::max<std::int64_t>(1, all_tokens));
         }
@@ -151,12 +156,13 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
     return outcomes;
 }
 
-double scheduled_rate(LearningRateSchedule schedule, double peak, std::int64_t round, std::int64_t rounds, std::int64_t warmup,
-                      double final_fraction) {
+double scheduled_rate(LearningRateSchedule schedule, double peak, std::int64_t round, std::int64_t rounds,
+                      std::int64_t warmup, double final_fraction) {
     if (warmup > 0 && round <= warmup) return peak * static_cast<double>(round) / static_cast<double>(warmup);
     if (schedule == LearningRateSchedule::constant || rounds <= warmup) return peak;
     const double progress = static_cast<double>(round - warmup) / static_cast<double>(rounds - warmup);
-    const double fall = schedule == LearningRateSchedule::linear ? 1.0 - progress : 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
+    const double fall =
+        schedule == LearningRateSchedule::linear ? 1.0 - progress : 0.5 * (1.0 + std::cos(std::numbers::pi * progress));
     return peak * (final_fraction + (1.0 - final_fraction) * fall);
 }
 

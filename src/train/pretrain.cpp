@@ -34,7 +34,8 @@ std::vector<std::int32_t> tokens_of(const CorpusFile& file, Part part) {
 at::Tensor cut(const std::vector<std::int32_t>& tokens, const std::vector<std::int64_t>& starts, std::int64_t length) {
     at::Tensor rows = at::empty({std::ssize(starts), length + 1}, at::kLong);
     for (std::size_t s = 0; s < starts.size(); ++s) {
-        std::copy_n(tokens.begin() + starts[s], length + 1, rows.data_ptr<std::int64_t>() + static_cast<std::int64_t>(s) * (length + 1));
+        std::copy_n(tokens.begin() + starts[s], length + 1,
+                    rows.data_ptr<std::int64_t>() + static_cast<std::int64_t>(s) * (length + 1));
     }
     return rows;
 }
@@ -80,7 +81,9 @@ struct TrainingState {
     void save(const std::filesystem::path& path, const std::string& identity) const {
         std::vector<TensorData> data;
         for (const auto& [name, tensor] : all()) {
-            data.push_back({.name = name, .dtype = "F32", .shape = tensor.sizes().vec(),
+            data.push_back({.name = name,
+                            .dtype = "F32",
+                            .shape = tensor.sizes().vec(),
                             .bytes = {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()}});
         }
         std::filesystem::create_directories(path.parent_path());
@@ -93,12 +96,15 @@ struct TrainingState {
         const SafetensorsFile file(path);
         const auto& metadata = file.metadata();
         if (!metadata.contains("identity") || metadata.at("identity") != identity) {
-            throw input_error("pretrain --resume: {} belongs to another config or other data; give the same config, or another "
-                              "pretrain.output", path.string());
+            throw input_error(
+                "pretrain --resume: {} belongs to another config or other data; give the same config, or another "
+                "pretrain.output",
+                path.string());
         }
         for (const auto& [name, tensor] : all()) {
             const auto bytes = file.bytes(name);
-            if (bytes.size() != tensor.nbytes()) throw input_error("{}: tensor {} has another size", path.string(), name);
+            if (bytes.size() != tensor.nbytes())
+                throw input_error("{}: tensor {} has another size", path.string(), name);
             std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
         }
         step = std::stoll(metadata.at("step"));
@@ -123,13 +129,15 @@ void optimise(TrainingState& state, const PretrainSettings& settings, double rat
         at::Tensor gradient = weight.grad();
         if (factor < 1.0) gradient.mul_(factor);
         kernels<float>().adamw(static_cast<float*>(weight.mutable_data_ptr()), gradient.const_data_ptr<float>(),
-                               state.moment1[i].data_ptr<float>(), state.moment2[i].data_ptr<float>(), weight.numel(), rate,
-                               weight.dim() == 1 ? 0.0 : settings.weight_decay, settings.beta1, settings.beta2, 1e-8, state.step);
+                               state.moment1[i].data_ptr<float>(), state.moment2[i].data_ptr<float>(), weight.numel(),
+                               rate, weight.dim() == 1 ? 0.0 : settings.weight_decay, settings.beta1, settings.beta2,
+                               1e-8, state.step);
         gradient.zero_();
     }
 }
 
-double validation_loss(const LlamaWeights& weights, const std::vector<std::int32_t>& tokens, const PretrainSettings& settings) {
+double validation_loss(const LlamaWeights& weights, const std::vector<std::int32_t>& tokens,
+                       const PretrainSettings& settings) {
     const at::NoGradGuard no_grad;
     const std::int64_t length = settings.sequence_length;
     const std::int64_t most = std::min<std::int64_t>(64, std::ssize(tokens) / (length + 1));
@@ -169,7 +177,8 @@ ModelConfig model_config(const PretrainSettings& settings, const CorpusFile& fil
 }  // namespace
 
 double pretrain_rate(const PretrainSettings& settings, std::int64_t step) {
-    if (step <= settings.warmup_steps) return settings.learning_rate * static_cast<double>(step) / static_cast<double>(settings.warmup_steps);
+    if (step <= settings.warmup_steps)
+        return settings.learning_rate * static_cast<double>(step) / static_cast<double>(settings.warmup_steps);
     const double span = static_cast<double>(std::max<std::int64_t>(1, settings.steps - settings.warmup_steps));
     const double progress = static_cast<double>(step - settings.warmup_steps) / span;
     const double fall = 0.5 * (1.0 + std::cos(std::numbers::pi * std::min(1.0, progress)));
@@ -228,7 +237,8 @@ void pretrain(const PretrainSettings& settings, std::uint64_t seed, const std::s
             std::vector<std::int64_t> starts;
             for (std::int64_t i = done; i < std::min(sequences, done + settings.micro_batch); ++i) {
                 const std::uint64_t bits = hash_seed(seed, Purpose::pretrain_order, state.step, i);
-                starts.push_back(static_cast<std::int64_t>(uniform01(bits) * static_cast<double>(std::ssize(train) - length - 1)));
+                starts.push_back(
+                    static_cast<std::int64_t>(uniform01(bits) * static_cast<double>(std::ssize(train) - length - 1)));
             }
             const at::Tensor loss = mean_loss(weights, cut(train, starts, length));
             const double share = static_cast<double>(starts.size()) / static_cast<double>(sequences);
@@ -237,8 +247,9 @@ void pretrain(const PretrainSettings& settings, std::uint64_t seed, const std::s
             done += std::ssize(starts);
         }
         if (!std::isfinite(loss_sum)) {
-            throw training_error("pretrain: the loss is {} at step {}; lower pretrain.learning_rate (checkpoint of an earlier step: {})",
-                                 loss_sum, state.step, checkpoint.string());
+            throw training_error(
+                "pretrain: the loss is {} at step {}; lower pretrain.learning_rate (checkpoint of an earlier step: {})",
+                loss_sum, state.step, checkpoint.string());
         }
         const double rate = pretrain_rate(settings, state.step);
         optimise(state, settings, rate);
@@ -251,7 +262,10 @@ void pretrain(const PretrainSettings& settings, std::uint64_t seed, const std::s
                               .time_s = watch.seconds()};
         if (last || is_due(state.step, settings.eval_every)) {
             progress.valid_loss = validation_loss(weights, valid, settings);
-            nlohmann::json line{{"step", progress.step}, {"train_loss", loss_sum}, {"learning_rate", rate}, {"tokens_seen", progress.tokens_seen}};
+            nlohmann::json line{{"step", progress.step},
+                                {"train_loss", loss_sum},
+                                {"learning_rate", rate},
+                                {"tokens_seen", progress.tokens_seen}};
             if (std::isfinite(progress.valid_loss)) line["valid_loss"] = progress.valid_loss;
             curve << line.dump() << std::endl;
         }

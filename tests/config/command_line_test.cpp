@@ -136,11 +136,13 @@ TEST(CommandLineProblem, missing_repeated_and_surplus_arguments) {
     EXPECT_EQ(problem({"run", "a.ini"}),
               "hetlora run: 'a.ini' is not understood; settings are written section.key=value, the config file "
               "--config FILE (`hetlora run --help` explains)");
-    EXPECT_EQ(problem({"info"}),
-              "hetlora info: got nothing after it, but the usage is: hetlora info PATH (`hetlora info --help` explains)");
-    EXPECT_EQ(problem({"strategies", "a", "b"}),
-              "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] (`hetlora strategies "
-              "--help` explains)");
+    EXPECT_EQ(
+        problem({"info"}),
+        "hetlora info: got nothing after it, but the usage is: hetlora info PATH (`hetlora info --help` explains)");
+    EXPECT_EQ(
+        problem({"strategies", "a", "b"}),
+        "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] (`hetlora strategies "
+        "--help` explains)");
 }
 
 TEST(HelpText, lists_the_implemented_verbs_only) {

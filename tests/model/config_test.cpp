@@ -24,9 +24,11 @@ protected:
     }
     void TearDown() override { fs::remove_all(folder_); }
     void write_config(const std::string& extra, const std::string& type = "llama") const {
-        std::ofstream(folder_ / "config.json") << R"({"model_type": ")" << type << R"(", "vocab_size": 11, "hidden_size": 8,
+        std::ofstream(folder_ / "config.json")
+            << R"({"model_type": ")" << type << R"(", "vocab_size": 11, "hidden_size": 8,
             "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "tie_word_embeddings": true)" << extra << "}";
+            "tie_word_embeddings": true)"
+            << extra << "}";
     }
     [[nodiscard]] std::string complaint() const {
         try {
@@ -43,7 +45,8 @@ protected:
 TEST_F(ModelFolder, reads_transformers_4_and_5) {
     write_config(R"(, "rope_theta": 5000.0, "rms_norm_eps": 1e-5, "eos_token_id": [2, 3], "rope_scaling": null)");
     const ModelConfig four = read_model_config(folder_);
-    write_config(R"(, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "rms_norm_eps": 1e-5, "eos_token_id": [2, 3])");
+    write_config(
+        R"(, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "rms_norm_eps": 1e-5, "eos_token_id": [2, 3])");
     const ModelConfig five = read_model_config(folder_);
     EXPECT_EQ(four.rope_theta, 5000.0);
     EXPECT_EQ(five.rope_theta, 5000.0);
@@ -98,8 +101,14 @@ protected:
         std::vector<at::Tensor> kept;
         for (const auto& [name, tensor] : named) {
             kept.push_back(tensor.contiguous());
-            const std::string dtype = tensor.scalar_type() == at::kHalf ? "F16" : tensor.scalar_type() == at::kBFloat16 ? "BF16" : tensor.scalar_type() == at::kLong ? "I64" : "F32";
-            data.push_back({name, dtype, kept.back().sizes().vec(), {static_cast<const std::byte*>(kept.back().const_data_ptr()), kept.back().nbytes()}});
+            const std::string dtype = tensor.scalar_type() == at::kHalf       ? "F16"
+                                      : tensor.scalar_type() == at::kBFloat16 ? "BF16"
+                                      : tensor.scalar_type() == at::kLong     ? "I64"
+                                                                              : "F32";
+            data.push_back({name,
+                            dtype,
+                            kept.back().sizes().vec(),
+                            {static_cast<const std::byte*>(kept.back().const_data_ptr()), kept.back().nbytes()}});
         }
         write_safetensors(folder_ / "model.safetensors", data);
     }
@@ -116,7 +125,9 @@ protected:
 
 TEST_F(Checkpoint, float32_float16_and_bfloat16_are_read) {
     for (const auto type : {at::kFloat, at::kHalf, at::kBFloat16}) {
-        write([&](auto& named) { for (auto& entry : named) entry.tensor = entry.tensor.to(type); });
+        write([&](auto& named) {
+            for (auto& entry : named) entry.tensor = entry.tensor.to(type);
+        });
         const LlamaWeights weights = load_weights(folder_, at::kFloat, at::kCPU);
         EXPECT_EQ(weights.embedding_VD[3][3].item<double>(), 0.5);
         EXPECT_EQ(weights.layer[0].qkv_XD[9][0].item<double>(), 2.0);  // a row of k

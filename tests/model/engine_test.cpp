@@ -34,7 +34,8 @@ LlamaWeights random_weights(at::ScalarType dtype, ModelConfig config = small_con
     at::manual_seed(3);
     for (const auto& [name, tensor] : named_weights(weights)) {
         at::Tensor target = tensor;
-        target.copy_(at::randn(tensor.sizes(), at::kDouble) * (tensor.dim() == 1 ? 0.3 : 0.2) + (tensor.dim() == 1 ? 1.0 : 0.0));
+        target.copy_(at::randn(tensor.sizes(), at::kDouble) * (tensor.dim() == 1 ? 0.3 : 0.2) +
+                     (tensor.dim() == 1 ? 1.0 : 0.0));
     }
     return weights;
 }
@@ -47,7 +48,8 @@ struct TestClient {
     std::vector<std::vector<std::int32_t>> targets;
 };
 
-TestClient make_client(const AdapterLayout& layout, int number, std::int64_t lora_rank, const std::vector<std::int64_t>& lengths) {
+TestClient make_client(const AdapterLayout& layout, int number, std::int64_t lora_rank,
+                       const std::vector<std::int64_t>& lengths) {
     TestClient client{.lora_rank = lora_rank, .factors = {}, .inputs = {}, .targets = {}};
     for (std::int64_t i = 0; i < layout.parameters(lora_rank); ++i) {
         client.factors.push_back(0.1 * standard_normal(hash_seed(1, Purpose::test, number, i)));
@@ -67,8 +69,8 @@ TestClient make_client(const AdapterLayout& layout, int number, std::int64_t lor
 /// Adapters of clients of one width, loaded.
 std::unique_ptr<AdapterGroup> make_group(const AdapterLayout& layout, const std::vector<const TestClient*>& clients,
                                          const LlamaWeights& weights) {
-    auto group = std::make_unique<AdapterGroup>(layout, std::ssize(clients), lora_width(clients.front()->lora_rank), true,
-                                                weights.options());
+    auto group = std::make_unique<AdapterGroup>(layout, std::ssize(clients), lora_width(clients.front()->lora_rank),
+                                                true, weights.options());
     for (std::size_t c = 0; c < clients.size(); ++c) {
         group->set(static_cast<std::int64_t>(c), clients[c]->factors, clients[c]->lora_rank);
     }
@@ -77,7 +79,8 @@ std::unique_ptr<AdapterGroup> make_group(const AdapterLayout& layout, const std:
 
 BatchClient batch_client(const TestClient& client, AdapterGroup* group, std::int64_t index) {
     BatchClient entry{.group = group, .client_in_group = index, .scale = scale, .dropout_seed = 0, .sequences = {}};
-    for (std::size_t s = 0; s < client.inputs.size(); ++s) entry.sequences.push_back({client.inputs[s], client.targets[s]});
+    for (std::size_t s = 0; s < client.inputs.size(); ++s)
+        entry.sequences.push_back({client.inputs[s], client.targets[s]});
     return entry;
 }
 
@@ -99,7 +102,8 @@ double reference_loss(const LlamaWeights& weights, const AdapterLayout& layout, 
     at::Tensor sum = at::zeros({}, weights.options());
     std::int64_t count = 0;
     for (std::size_t s = 0; s < client.inputs.size(); ++s) {
-        const at::Tensor tokens = at::tensor(std::vector<std::int64_t>(client.inputs[s].begin(), client.inputs[s].end()), at::kLong);
+        const at::Tensor tokens =
+            at::tensor(std::vector<std::int64_t>(client.inputs[s].begin(), client.inputs[s].end()), at::kLong);
         const at::Tensor logits = reference_logits(weights, tokens.unsqueeze(0), layout, &adapter, scale).squeeze(0);
         const at::Tensor log_p = at::log_softmax(logits, 1);
         for (std::size_t i = 0; i < client.targets[s].size(); ++i) {
@@ -129,7 +133,8 @@ double client_mean(const RowLosses& losses, std::size_t begin, std::size_t count
 
 std::size_t n_targets(const TestClient& client) {
     std::size_t count = 0;
-    for (const auto& targets : client.targets) count += static_cast<std::size_t>(std::ranges::count_if(targets, [](auto t) { return t >= 0; }));
+    for (const auto& targets : client.targets)
+        count += static_cast<std::size_t>(std::ranges::count_if(targets, [](auto t) { return t >= 0; }));
     return count;
 }
 
@@ -173,9 +178,11 @@ TEST_P(EngineByTargets, losses_and_gradients_equal_autograd) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, EngineByTargets,
-                         ::testing::Values(std::vector<std::string>{"q_proj", "v_proj"}, std::vector<std::string>{"all-linear"},
-                                           std::vector<std::string>{"k_proj"}, std::vector<std::string>{"o_proj", "down_proj"},
-                                           std::vector<std::string>{"gate_proj"}, std::vector<std::string>{"up_proj", "q_proj"}));
+                         ::testing::Values(std::vector<std::string>{"q_proj", "v_proj"},
+                                           std::vector<std::string>{"all-linear"}, std::vector<std::string>{"k_proj"},
+                                           std::vector<std::string>{"o_proj", "down_proj"},
+                                           std::vector<std::string>{"gate_proj"},
+                                           std::vector<std::string>{"up_proj", "q_proj"}));
 
 TEST(Engine, gradient_equals_finite_differences) {
     const LlamaWeights weights = random_weights(at::kDouble);
@@ -193,7 +200,8 @@ TEST(Engine, gradient_equals_finite_differences) {
         const auto loss_at = [&](double value) {
             client.factors[i] = value;
             group->set(0, client.factors, client.lora_rank);
-            const RowLosses losses = engine.evaluate(make_batch(weights, std::vector{batch_client(client, group.get(), 0)}));
+            const RowLosses losses =
+                engine.evaluate(make_batch(weights, std::vector{batch_client(client, group.get(), 0)}));
             return client_mean(losses, 0, losses.loss_L.size());
         };
         const double slope = (loss_at(kept + h) - loss_at(kept - h)) / (2 * h);
@@ -229,14 +237,17 @@ TEST(Engine, a_client_cannot_tell_that_it_was_batched) {
         for (const auto& client : clients) pointers.push_back(&client);
         const auto together = make_group(layout, pointers, weights);
         std::vector<BatchClient> batch;
-        for (int k = 0; k < 6; ++k) batch.push_back(batch_client(clients[static_cast<std::size_t>(k)], together.get(), k));
+        for (int k = 0; k < 6; ++k)
+            batch.push_back(batch_client(clients[static_cast<std::size_t>(k)], together.get(), k));
         const RowLosses losses = engine.train(make_batch(weights, batch));
         std::size_t row = 0;
         for (int k = 0; k < 6; ++k) {
             const TestClient& client = clients[static_cast<std::size_t>(k)];
             const auto alone = make_group(layout, {&client}, weights);
             const RowLosses own = engine.train(make_batch(weights, std::vector{batch_client(client, alone.get(), 0)}));
-            EXPECT_LT(relative_difference(together->get_gradient(k, client.lora_rank), alone->get_gradient(0, client.lora_rank)), tolerance);
+            EXPECT_LT(relative_difference(together->get_gradient(k, client.lora_rank),
+                                          alone->get_gradient(0, client.lora_rank)),
+                      tolerance);
             EXPECT_NEAR(client_mean(losses, row, n_targets(client)), client_mean(own, 0, n_targets(client)), tolerance);
             row += n_targets(client);
         }
@@ -252,7 +263,8 @@ TEST(Engine, a_nan_client_does_not_reach_its_neighbours) {
     sick.factors[0] = std::numeric_limits<double>::quiet_NaN();
     const auto group = make_group(layout, {&sick, &well}, weights);
 
-    const RowLosses losses = engine.train(make_batch(weights, std::vector{batch_client(sick, group.get(), 0), batch_client(well, group.get(), 1)}));
+    const RowLosses losses = engine.train(
+        make_batch(weights, std::vector{batch_client(sick, group.get(), 0), batch_client(well, group.get(), 1)}));
 
     EXPECT_TRUE(std::isnan(losses.loss_L.front()));
     EXPECT_TRUE(std::isfinite(losses.loss_L.back()));
@@ -290,14 +302,19 @@ TEST(Generate, cached_decoding_equals_the_whole_forward) {
     const auto group = make_group(layout, {&client}, weights);
     const std::vector<std::vector<std::int32_t>> prompts{{5, 9, 2}, {7}, {1, 2, 3, 4, 5, 6}};
 
-    const auto replies = generate(engine, group.get(), scale, prompts, {.max_new_tokens = 12, .temperature = 0.0, .seed = 0, .stop_ids = {}});
+    const auto replies = generate(engine, group.get(), scale, prompts,
+                                  {.max_new_tokens = 12, .temperature = 0.0, .seed = 0, .stop_ids = {}});
 
     for (std::size_t s = 0; s < prompts.size(); ++s) {
         std::vector<std::int32_t> tokens = prompts[s];
         ASSERT_EQ(replies[s].size(), 12U);
         for (const std::int32_t reply : replies[s]) {
             const std::vector<std::int32_t> targets(tokens.size(), 0);
-            BatchClient whole{.group = group.get(), .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {{tokens, targets}}};
+            BatchClient whole{.group = group.get(),
+                              .client_in_group = 0,
+                              .scale = scale,
+                              .dropout_seed = 0,
+                              .sequences = {{tokens, targets}}};
             const at::Tensor logits = engine.logits(make_batch(weights, std::vector{whole}));
             EXPECT_EQ(reply, logits[logits.size(0) - 1].argmax().item<std::int64_t>());
             tokens.push_back(reply);
@@ -309,24 +326,41 @@ TEST(Generate, stops_at_a_stop_token_and_draws_by_seed) {
     const LlamaWeights weights = random_weights(at::kFloat);
     Engine engine(weights, {});
     const std::vector<std::vector<std::int32_t>> prompts{{5, 9, 2}};
-    const auto greedy = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {}});
-    const auto stopped = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {greedy[0][3]}});
-    const auto hot = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
-    const auto hot_again = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
-    const auto hot_other = generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 2, .stop_ids = {}});
+    const auto greedy =
+        generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {}});
+    const auto stopped = generate(engine, nullptr, 0.0, prompts,
+                                  {.max_new_tokens = 20, .temperature = 0.0, .seed = 0, .stop_ids = {greedy[0][3]}});
+    const auto hot =
+        generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
+    const auto hot_again =
+        generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 1, .stop_ids = {}});
+    const auto hot_other =
+        generate(engine, nullptr, 0.0, prompts, {.max_new_tokens = 20, .temperature = 2.0, .seed = 2, .stop_ids = {}});
     EXPECT_LE(stopped[0].size(), 3U);
     EXPECT_EQ(hot, hot_again);
     EXPECT_NE(hot, hot_other);
-    EXPECT_THROW((void)generate(engine, nullptr, 0.0, {{}}, {.max_new_tokens = 1, .temperature = 0.0, .seed = 0, .stop_ids = {}}), Error);
+    EXPECT_THROW((void)generate(engine, nullptr, 0.0, {{}},
+                                {.max_new_tokens = 1, .temperature = 0.0, .seed = 0, .stop_ids = {}}),
+                 Error);
 }
 
 TEST(Batch, refuses_tokens_outside_the_vocabulary_and_long_sequences) {
     const LlamaWeights weights = random_weights(at::kFloat);
     const std::vector<std::int32_t> foreign{1, 53};
     const std::vector<std::int32_t> none{-1, -1};
-    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {{foreign, none}}}}), Error);
+    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr,
+                                                                   .client_in_group = 0,
+                                                                   .scale = scale,
+                                                                   .dropout_seed = 0,
+                                                                   .sequences = {{foreign, none}}}}),
+                 Error);
     const std::vector<std::int32_t> much(65, 1);
-    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {{much, much}}}}), Error);
+    EXPECT_THROW((void)make_batch(weights, std::vector{BatchClient{.group = nullptr,
+                                                                   .client_in_group = 0,
+                                                                   .scale = scale,
+                                                                   .dropout_seed = 0,
+                                                                   .sequences = {{much, much}}}}),
+                 Error);
 }
 
 }  // namespace

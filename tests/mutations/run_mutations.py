@@ -119,8 +119,10 @@ class Campaign:
 
 
 def table_row(mutation: Mutation, caught_by: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in caught_by[:2])
-    more = f" and {len(caught_by) - 2} more" if len(caught_by) > 2 else ""
+    """A row of the table: the first three tests, without the instances of parametrised ones."""
+    names = list(dict.fromkeys(re.sub(r"^\w+/|/\w+$", "", name) for name in caught_by))
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"| {mutation.name} | `{mutation.file}` | {shown + more or '**nothing: it survives**'} |"
 
 

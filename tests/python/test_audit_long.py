@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,8 +19,11 @@ SMOLLM2 = ROOT / "build" / "test-models" / "smollm2"
 
 
 def test_fifty_rounds(world, tmp_path, capsys):  # noqa: F811
-    changes = {"experiment": {"rounds": 50}, "model": {"precision": "fp64"},
-               "local": {"optimizer": "adamw", "learning_rate": 0.005}}  # fmt: skip
+    changes = {
+        "experiment": {"rounds": 50},
+        "model": {"precision": "fp64"},
+        "local": {"optimizer": "adamw", "learning_rate": 0.005},
+    }
     folder = tmp_path / "run"
     done = run_program(write_ini(tmp_path / "run.ini", program_config(world, changes, folder)), 2)
     assert done.returncode == 0, done.stderr
@@ -31,16 +33,46 @@ def test_fifty_rounds(world, tmp_path, capsys):  # noqa: F811
     assert code == 0, table
 
 
-@pytest.mark.skipif(not (SMOLLM2 / "config.json").is_file(), reason=f"NOT TESTED: no {SMOLLM2} (scripts/test_models.sh)")
+@pytest.mark.skipif(
+    not (SMOLLM2 / "config.json").is_file(), reason=f"NOT TESTED: no {SMOLLM2} (scripts/test_models.sh)"
+)
 def test_one_client_of_smollm2_for_200_adamw_steps(tmp_path, capsys):
     data = tmp_path / "chitchat.h5"
-    subprocess.run([sys.executable, "-m", "hetlora", "prepare", "chitchat", "--tokenizer", str(SMOLLM2), "--max-clients", "40",
-                    "--out", str(data)], check=True, capture_output=True, cwd=ROOT)  # fmt: skip
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hetlora",
+            "prepare",
+            "chitchat",
+            "--tokenizer",
+            str(SMOLLM2),
+            "--max-clients",
+            "40",
+            "--out",
+            str(data),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
     folder = tmp_path / "run"
-    words = [f"model.path={SMOLLM2}", f"data.path={data}", "experiment.rounds=1", "experiment.clients_per_round=1",
-             "data.sequence_length=64", "data.overlap=16", "local.steps=200", "local.batch_size=2", "local.learning_rate=3e-4",
-             "lora.rank_distribution=fixed", "lora.rank_max=8", "evaluation.sequences=8", f"output.dir={folder}",
-             "output.trace=true"]  # fmt: skip
+    words = [
+        f"model.path={SMOLLM2}",
+        f"data.path={data}",
+        "experiment.rounds=1",
+        "experiment.clients_per_round=1",
+        "data.sequence_length=64",
+        "data.overlap=16",
+        "local.steps=200",
+        "local.batch_size=2",
+        "local.learning_rate=3e-4",
+        "lora.rank_distribution=fixed",
+        "lora.rank_max=8",
+        "evaluation.sequences=8",
+        f"output.dir={folder}",
+        "output.trace=true",
+    ]
     done = subprocess.run([str(PROGRAM), "run", *words], capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
     code = main([str(folder), "--tolerance", "1e-3"])

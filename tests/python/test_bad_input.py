@@ -1,4 +1,4 @@
-"""Wrong configs, data and models: one message that says what, where and how to mend it, the exit code, nothing written."""
+"""Wrong configs, data and models: one message that says what, where and how, the exit code, nothing written."""
 
 import json
 import shutil
@@ -83,7 +83,8 @@ def test_wrong_words(good, tmp_path, case):
 
 def test_several_problems_at_once(good, tmp_path):
     ini = program.write_ini(tmp_path / "run.ini", good.world,
-                            {"lora": {"rank_maxx": 3, "rank_min": 9}, "local": {"optimizer": "adam"}, "model": {"path": None}})  # fmt: skip
+                            {"lora": {"rank_maxx": 3, "rank_min": 9}, "local": {"optimizer": "adam"},
+                             "model": {"path": None}})  # fmt: skip
     done = program.start("run", "--config", ini, "--output", tmp_path / "out", "experiment.rounds=x")
     refused(done, USAGE, "problems in the configuration", "rank_maxx", "adamw", "rounds = x", "model.path", "rank_min",
             output=tmp_path / "out")  # fmt: skip
@@ -111,8 +112,8 @@ def test_malformed_ini(good, tmp_path):
     ini = program.write_ini(tmp_path / "run.ini", good.world)
     ini.write_text(ini.read_text() + "[local\nsteps 4\n")
     n_lines = len(ini.read_text().splitlines())
-    refused(program.start("run", "--config", ini, "--output", tmp_path / "out"), USAGE, f"{ini}:{n_lines - 1}", f"{ini}:{n_lines}",
-            output=tmp_path / "out")  # fmt: skip
+    refused(program.start("run", "--config", ini, "--output", tmp_path / "out"), USAGE, f"{ini}:{n_lines - 1}",
+            f"{ini}:{n_lines}", output=tmp_path / "out")  # fmt: skip
 
 
 # --- the output folder ---
@@ -179,11 +180,12 @@ DATA = {
     "truncated": (lambda p: truncate(p, 0.7), []),
     "another schema": (lambda p: set_attribute(p, "schema_name", np.bytes_("other")), ["schema_name", "other"]),
     "newer schema": (lambda p: set_attribute(p, "schema_version", np.int64(2)), ["version", "2"]),
-    "another tokenizer": (lambda p: set_attribute(p, "tokenizer_sha256", np.bytes_("1" * 64)), ["another tokenizer", "prepare"]),
+    "another tokenizer": (lambda p: set_attribute(p, "tokenizer_sha256", np.bytes_("1" * 64)),
+                          ["another tokenizer", "prepare"]),
     "larger vocabulary": (larger_vocabulary, ["200", "96", "prepare"]),
     "no tokens": (lambda p: replace(p, "tokens/ids", lambda ids: None), ["'ids'", "/tokens"]),
     "short mask": (lambda p: replace(p, "tokens/mask", lambda mask: mask[:-5]), ["mask"]),
-    "offsets not sorted": (lambda p: replace(p, "sequences/offset", lambda offset: offset[::-1].copy()), ["sequences/offset"]),
+    "offsets not sorted": (lambda p: replace(p, "sequences/offset", lambda o: o[::-1].copy()), ["sequences/offset"]),
     "nobody held out": (lambda p: replace(p, "clients/held_out", lambda flags: flags * 0), []),
 }  # fmt: skip
 
@@ -243,16 +245,21 @@ MODEL = {
     "config key missing": (lambda f: edit_config(f, hidden_size=None), ["hidden_size"]),
     "config key of wrong type": (lambda f: edit_config(f, hidden_size="32"), ["hidden_size"]),
     "other architecture": (lambda f: edit_config(f, architectures=["GPT2LMHeadModel"], model_type="gpt2"), ["gpt2"]),
-    "rope scaling": (lambda f: edit_config(f, rope_scaling={"rope_type": "llama3", "factor": 8.0}), ["rope_scaling", "llama3"]),
+    "rope scaling": (lambda f: edit_config(f, rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+                     ["rope_scaling", "llama3"]),
     "rope parameters": (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), ["yarn"]),
     "biases": (lambda f: edit_config(f, attention_bias=True), ["attention_bias"]),
     "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(QPROJ)), [QPROJ]),
-    "misshapen tensor": (lambda f: edit_tensors(f, lambda t: t.update({QPROJ: t[QPROJ][:30].copy()})), [QPROJ, "30", "32"]),
-    "integer tensor": (lambda f: edit_tensors(f, lambda t: t.update({QPROJ: t[QPROJ].astype(np.int32)})), [QPROJ, "I32"]),
+    "misshapen tensor": (lambda f: edit_tensors(f, lambda t: t.update({QPROJ: t[QPROJ][:30].copy()})),
+                         [QPROJ, "30", "32"]),
+    "integer tensor": (lambda f: edit_tensors(f, lambda t: t.update({QPROJ: t[QPROJ].astype(np.int32)})),
+                       [QPROJ, "I32"]),
     "truncated weights": (lambda f: truncate(f / "model.safetensors", 0.6), ["model.safetensors"]),
     "empty weights": (lambda f: edit_bytes(f, lambda raw: b""), ["model.safetensors"]),
-    "absurd header length": (lambda f: edit_bytes(f, lambda raw: struct.pack("<Q", 1 << 60) + raw[8:]), ["model.safetensors", "header"]),
-    "malformed header": (lambda f: edit_bytes(f, lambda raw: with_header(raw, b'{"a": [1, 2')), ["model.safetensors", "header"]),
+    "absurd header length": (lambda f: edit_bytes(f, lambda raw: struct.pack("<Q", 1 << 60) + raw[8:]),
+                             ["model.safetensors", "header"]),
+    "malformed header": (lambda f: edit_bytes(f, lambda raw: with_header(raw, b'{"a": [1, 2')),
+                         ["model.safetensors", "header"]),
     "overlapping tensors": (lambda f: edit_bytes(f, lambda raw: raw.replace(b"[0,", b"[4,", 1)), ["model.safetensors"]),
 }  # fmt: skip
 

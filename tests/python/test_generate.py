@@ -24,9 +24,26 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     lines = [f'{{"who": "p{i % 6}", "prompt": "hello {i}", "response": "good day {i}"}}' for i in range(60)]
     (folder / "lines.jsonl").write_text("\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "hetlora", "prepare", "jsonl", folder / "lines.jsonl", "--client-field", "who",
-               "--prompt-field", "prompt", "--response-field", "response", "--tokenizer", MODEL,
-               "--held-out-fraction", "0.4", "--out", folder / "lines.h5"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "hetlora",
+        "prepare",
+        "jsonl",
+        folder / "lines.jsonl",
+        "--client-field",
+        "who",
+        "--prompt-field",
+        "prompt",
+        "--response-field",
+        "response",
+        "--tokenizer",
+        MODEL,
+        "--held-out-fraction",
+        "0.4",
+        "--out",
+        folder / "lines.h5",
+    ]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=ROOT)
     return folder / "lines.h5"
 
@@ -42,14 +59,25 @@ def test_greedy_output_equals_transformers(corpus):
     for text in [*PROMPTS, chat]:
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
         with torch.no_grad():
-            expected = model.generate(ids, max_new_tokens=64, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+            expected = model.generate(ids, max_new_tokens=64, do_sample=False, pad_token_id=0)[
+                0, ids.shape[1] :
+            ].tolist()
         stop = model.generation_config.eos_token_id
         stop = {stop} if isinstance(stop, int) else set(stop or [])
         expected = expected[: next((i for i, t in enumerate(expected) if t in stop), len(expected))]
         prompt = ",".join(map(str, ids[0].tolist()))
-        command = [PROGRAM, "generate", f"model.path={MODEL}", f"data.path={corpus}", "evaluation.sample_tokens=64",
-                   "data.min_windows=1", "experiment.clients_per_round=2", "compute.threads=1",
-                   "--prompt", prompt]  # fmt: skip
+        command = [
+            PROGRAM,
+            "generate",
+            f"model.path={MODEL}",
+            f"data.path={corpus}",
+            "evaluation.sample_tokens=64",
+            "data.min_windows=1",
+            "experiment.clients_per_round=2",
+            "compute.threads=1",
+            "--prompt",
+            prompt,
+        ]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=300)
         assert done.returncode == 0, done.stderr
         tokens = next(line for line in done.stdout.splitlines() if line.startswith("tokens "))

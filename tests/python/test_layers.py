@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYER = {"base": 0, "config": 0, "tensor": 1, "comm": 1, "store": 1, "model": 2, "data": 2, "train": 3, "fed": 4, "app": 5}
+LAYER = {
+    "base": 0,
+    "config": 0,
+    "tensor": 1,
+    "comm": 1,
+    "store": 1,
+    "model": 2,
+    "data": 2,
+    "train": 3,
+    "fed": 4,
+    "app": 5,
+}
 # Modules of one layer do not see each other, except these.
 ALLOWED_SIDEWAYS = {("config", "base")}
 SOURCES = sorted(

@@ -25,11 +25,25 @@ def test_peak_memory_does_not_grow_with_the_cohort(tmp_path, monkeypatch):
     for cohort in (20, 390):
         folder = tmp_path / str(cohort)
         done = program.start(
-            "run", f"model.path={model}", f"data.path={data}", "experiment.rounds=1", f"experiment.clients_per_round={cohort}",
-            "lora.targets=all-linear", "lora.rank_distribution=fixed", f"lora.rank_max={RANK_MAX}", "strategy.preset=hetlora-agg",
-            "data.sequence_length=24", "data.overlap=8", "data.min_windows=1", "local.steps=1", "local.batch_size=1", "evaluation.sequences=4",
-            "compute.threads=1", "compute.pack_tokens=64", f"output.dir={folder}",
-        )  # fmt: skip
+            "run",
+            f"model.path={model}",
+            f"data.path={data}",
+            "experiment.rounds=1",
+            f"experiment.clients_per_round={cohort}",
+            "lora.targets=all-linear",
+            "lora.rank_distribution=fixed",
+            f"lora.rank_max={RANK_MAX}",
+            "strategy.preset=hetlora-agg",
+            "data.sequence_length=24",
+            "data.overlap=8",
+            "data.min_windows=1",
+            "local.steps=1",
+            "local.batch_size=1",
+            "evaluation.sequences=4",
+            "compute.threads=1",
+            "compute.pack_tokens=64",
+            f"output.dir={folder}",
+        )
         assert done.returncode == 0, done.stderr
         with h5py.File(folder / "run.h5") as file:
             assert file["rounds/n_clients"][1] == cohort
@@ -49,10 +63,23 @@ def test_padded_bytes_do_not_grow_with_the_clients(tmp_path, monkeypatch, cohort
     for clients in (4, cohort):
         folder = tmp_path / str(clients)
         done = program.start(
-            "run", f"model.path={model}", f"data.path={data}", "experiment.rounds=1", f"experiment.clients_per_round={clients}",
-            "lora.rank_max=8", "data.sequence_length=24", "data.overlap=8", "data.min_windows=1", "local.steps=1", "local.batch_size=1",
-            "evaluation.sequences=4", "compute.threads=1", "compute.pack_tokens=64", f"output.dir={folder}", mpi_ranks=2,
-        )  # fmt: skip
+            "run",
+            f"model.path={model}",
+            f"data.path={data}",
+            "experiment.rounds=1",
+            f"experiment.clients_per_round={clients}",
+            "lora.rank_max=8",
+            "data.sequence_length=24",
+            "data.overlap=8",
+            "data.min_windows=1",
+            "local.steps=1",
+            "local.batch_size=1",
+            "evaluation.sequences=4",
+            "compute.threads=1",
+            "compute.pack_tokens=64",
+            f"output.dir={folder}",
+            mpi_ranks=2,
+        )
         assert done.returncode == 0, done.stderr
         with h5py.File(folder / "run.h5") as file:
             moved[clients] = int(file["rounds/bytes_up_padded"][1])

@@ -32,10 +32,12 @@ def finished(*words: object, **options) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """Folder with the micro world, three runs (plain, keep: keep_uncovered = last, picky: data.min_windows) and their configs."""
+    """The micro world and three runs: plain, keep (keep_uncovered = last), picky (data.min_windows)."""
     folder = tmp_path_factory.mktemp("output")
     world = micro.build(folder)
-    home = SimpleNamespace(folder=folder, model=world[0], data=world[1], ini=program.write_ini(folder / "run.ini", world))
+    home = SimpleNamespace(
+        folder=folder, model=world[0], data=world[1], ini=program.write_ini(folder / "run.ini", world)
+    )
     home.plain_process = finished("run", "--config", home.ini, "--output", folder / "plain", "evaluation.clients=final")
     finished("run", "--config", home.ini, "--output", folder / "keep", "strategy.keep_uncovered=last")
     finished("run", "--config", home.ini, "--output", folder / "picky", "data.min_windows=6",
@@ -77,7 +79,7 @@ def test_config_json_is_the_config_ini(home):
     ini.read(home.folder / "plain" / "config.ini")
     as_json = json.loads((home.folder / "plain" / "config.json").read_text())
     for section in ("experiment", "data", "lora", "local", "strategy"):
-        assert ini[section].keys() == as_json[section].keys()
+        assert ini[section].keys() <= as_json[section].keys()  # the ini leaves out keys that may not be set
     assert as_json["lora"]["rank_max"] == 8
     assert Path(as_json["model"]["path"]) == home.model
 
@@ -145,8 +147,8 @@ def test_true_bytes_are_the_formula(home):
 
 
 def test_no_bytes_for_the_weight_without_sparsity_weights(home, tmp_path):
-    finished("run", "--config", home.ini, "--output", tmp_path / "run", "strategy.preset=zeropad", "experiment.rounds=1",
-             "strategy.prune_gamma=0.99", "strategy.prune_lambda=0.01")  # fmt: skip
+    finished("run", "--config", home.ini, "--output", tmp_path / "run", "strategy.preset=zeropad",
+             "experiment.rounds=1", "strategy.prune_gamma=0.99", "strategy.prune_lambda=0.01")  # fmt: skip
     rounds, events = table(tmp_path / "run", "rounds"), table(tmp_path / "run", "participation")
     assert rounds["bytes_up_true"][1] == (SLOT_VALUES * events["lora_rank_after"]).sum() * VALUE_BYTES
     assert (events["lora_rank_after"] == events["lora_rank_before"]).all()
@@ -155,7 +157,9 @@ def test_no_bytes_for_the_weight_without_sparsity_weights(home, tmp_path):
 def test_lora_ranks_shrink_and_never_grow(home):
     clients, events = table(home.folder / "plain", "clients"), table(home.folder / "plain", "participation")
     now = dict(enumerate(clients["initial_lora_rank"]))
-    for client, before, after in zip(events["client"], events["lora_rank_before"], events["lora_rank_after"], strict=True):
+    for client, before, after in zip(
+        events["client"], events["lora_rank_before"], events["lora_rank_after"], strict=True
+    ):
         assert before == now[client]
         assert after in (before, max(2, int(0.85 * before + 1e-9)))
         now[client] = after
@@ -293,7 +297,7 @@ def test_strategies():
 
 def test_version_and_help():
     version = finished("--version").stdout
-    for name in ("hetlora ", "LibTorch", "MPI", "HDF5"):
+    for name in ("hetlora ", "compiler", "LibTorch", "MPI"):
         assert name in version
     usage = finished("--help").stdout
     for verb in ("run", "check", "evaluate", "info", "strategies", "prepare"):

@@ -20,7 +20,8 @@ double largest_difference(const at::Tensor& a, const at::Tensor& b) {
 class Ops : public ::testing::TestWithParam<Case> {
 protected:
     void SetUp() override {
-        if (GetParam().level > best_vector_level()) GTEST_SKIP() << "this processor has no " << to_string(GetParam().level);
+        if (GetParam().level > best_vector_level())
+            GTEST_SKIP() << "this processor has no " << to_string(GetParam().level);
         set_vector_level(GetParam().level);
         at::manual_seed(1);
     }
@@ -80,7 +81,8 @@ TEST_P(Ops, swiglu_and_its_gradient) {
 }
 
 TEST_P(Ops, swiglu_survives_extreme_gates) {
-    const at::Tensor gate_up = at::tensor({-1e4, -100.0, 100.0, 1e4, 1.0, 1.0, 1.0, 1.0}).to(GetParam().dtype).view({1, 8});
+    const at::Tensor gate_up =
+        at::tensor({-1e4, -100.0, 100.0, 1e4, 1.0, 1.0, 1.0, 1.0}).to(GetParam().dtype).view({1, 8});
     at::Tensor out = at::empty({1, 4}, gate_up.options());
 
     ops::swiglu(gate_up, out);
@@ -97,7 +99,9 @@ TEST_P(Ops, attention_and_its_gradient_over_ragged_sequences_and_grouped_heads) 
         const std::vector<AttentionSpan> spans{{0, 1}, {1, 33}, {34, 70}, {104, 32}};
         const std::int64_t rows = 136, Q = heads * head_size, KV = kv_heads * head_size;
         const at::Tensor qkv = random({rows, Q + 2 * KV});
-        const auto part = [&](const at::Tensor& x, int p) { return p == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (p - 1) * KV, KV); };
+        const auto part = [&](const at::Tensor& x, int p) {
+            return p == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (p - 1) * KV, KV);
+        };
         at::Tensor out = at::empty({rows, Q}, qkv.options()), out_expected = at::empty_like(out);
         at::Tensor lse = at::empty({rows, heads}, qkv.options()), lse_expected = at::empty_like(lse);
         const at::Tensor d_out = random({rows, Q});
@@ -107,8 +111,8 @@ TEST_P(Ops, attention_and_its_gradient_over_ragged_sequences_and_grouped_heads) 
         aten::attention(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out_expected, lse_expected);
         ops::attention_backward(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out, lse, d_out,
                                 {part(d, 0), part(d, 1), part(d, 2)});
-        aten::attention_backward(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out_expected, lse_expected,
-                                 d_out, {part(d_expected, 0), part(d_expected, 1), part(d_expected, 2)});
+        aten::attention_backward(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out_expected,
+                                 lse_expected, d_out, {part(d_expected, 0), part(d_expected, 1), part(d_expected, 2)});
 
         EXPECT_LT(largest_difference(out, out_expected), tolerance());
         EXPECT_LT(largest_difference(lse, lse_expected), tolerance());
@@ -179,9 +183,11 @@ std::string case_name(const ::testing::TestParamInfo<Case>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, Ops,
-                         ::testing::Values(Case{VectorLevel::baseline, at::kFloat}, Case{VectorLevel::baseline, at::kDouble},
+                         ::testing::Values(Case{VectorLevel::baseline, at::kFloat},
+                                           Case{VectorLevel::baseline, at::kDouble},
                                            Case{VectorLevel::avx2, at::kFloat}, Case{VectorLevel::avx2, at::kDouble},
-                                           Case{VectorLevel::avx512, at::kFloat}, Case{VectorLevel::avx512, at::kDouble}),
+                                           Case{VectorLevel::avx512, at::kFloat},
+                                           Case{VectorLevel::avx512, at::kDouble}),
                          case_name);
 
 TEST(Adamw, one_step_by_hand) {

@@ -29,8 +29,8 @@ struct Experiment {
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;
     double global_scale = 1.0;  ///< s of the global adapter, at rank_max
-    std::string base_sha256;  ///< on root only
-    std::string data_sha256;  ///< on root only
+    std::string base_sha256;    ///< on root only
+    std::string data_sha256;    ///< on root only
 };
 
 /// Loads model and data, draws the lora_ranks and checks that all of it fits together.
@@ -42,8 +42,8 @@ struct Experiment {
 
 /// Evaluates an adapter (canonical form at rank_max; the same on all mpi_ranks) on the evaluation windows, sharded over
 /// mpi_ranks. The sums are the same bits for any number of mpi_ranks, and known to all of them.
-[[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                             std::span<const WindowRef> windows);
+[[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
+                                             std::span<const double> global, std::span<const WindowRef> windows);
 
 /// Runs all rounds and writes the run folder. Returns the process's exit code.
 int run_experiment(Transport& transport, Experiment& experiment, Terminal& terminal, const std::string& command_line);

@@ -35,7 +35,8 @@ enum class Purpose : std::uint64_t {
 
 /// 64 well-mixed bits for (seed, purpose, coordinates...). The order of coordinates matters.
 template <std::integral... Coordinates>
-[[nodiscard]] constexpr std::uint64_t hash_seed(std::uint64_t seed, Purpose purpose, Coordinates... coordinates) noexcept {
+[[nodiscard]] constexpr std::uint64_t hash_seed(std::uint64_t seed, Purpose purpose,
+                                                Coordinates... coordinates) noexcept {
     std::uint64_t state = mix64(seed ^ 0x6865746C6F7261ULL);
     state = mix64(state ^ static_cast<std::uint64_t>(purpose));
     ((state = mix64(state ^ static_cast<std::uint64_t>(coordinates))), ...);

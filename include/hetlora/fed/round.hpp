@@ -38,7 +38,8 @@ struct RoundContext {
 /// A participation as a replay needs it; gathered only where a trace is wanted.
 struct TracedClient {
     std::int64_t cohort_index = 0;
-    std::vector<double> sent;  ///< canonical form at the lora_rank after pruning; as trained where the client was dropped
+    std::vector<double>
+        sent;  ///< canonical form at the lora_rank after pruning; as trained where the client was dropped
     std::vector<StepRecord> steps;
 };
 
@@ -58,7 +59,8 @@ struct RoundOutcome {
 [[nodiscard]] double lora_scale(const LoraSettings& settings, std::int64_t lora_rank);
 
 /// Runs round `round` (1-based) from `global` (root's values count; everybody's copy is overwritten with them).
-/// @throws AgreedError on every mpi_rank if one of them failed; Error (training) on every mpi_rank if clients were dropped
+/// @throws AgreedError on every mpi_rank if one of them failed; Error (training) on every mpi_rank if clients were
+/// dropped
 ///         and the policy says stop, or more than half of the cohort was
 [[nodiscard]] RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vector<double>& global);
 

@@ -24,8 +24,8 @@ struct ModelConfig {
     double rope_theta = 10000.0;
     double rms_eps = 1e-6;
     bool tied_head = false;
-    std::int64_t bos_id = -1;             ///< -1: none
-    std::vector<std::int64_t> eos_ids;    ///< generation stops at any of them
+    std::int64_t bos_id = -1;           ///< -1: none
+    std::vector<std::int64_t> eos_ids;  ///< generation stops at any of them
 
     [[nodiscard]] std::int64_t query_width() const { return heads * head_size; }
     [[nodiscard]] std::int64_t kv_width() const { return kv_heads * head_size; }

@@ -31,8 +31,8 @@ struct TokenBatch {
     std::vector<AttentionSpan> spans;  ///< the sequences
     at::Tensor loss_row_L;             ///< int64, the rows whose prediction counts, ascending
     at::Tensor target_L;               ///< int64, the token that follows each of them
-    at::Tensor row_scale_L;            ///< weight of each row's loss in its client's objective: 1 / loss tokens of the client
-    std::vector<RowRun> runs;          ///< which rows belong to which adapters
+    at::Tensor row_scale_L;    ///< weight of each row's loss in its client's objective: 1 / loss tokens of the client
+    std::vector<RowRun> runs;  ///< which rows belong to which adapters
     /// Generation only: span i continues sequence i of the cache, either from nothing or by one token.
     KeyValueCache* cache = nullptr;
 };
@@ -59,16 +59,19 @@ public:
     [[nodiscard]] const LlamaWeights& weights() const { return weights_; }
     [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
     /// Matrix of the layout for (layer, target index as in lora_target_names()), or -1.
-    [[nodiscard]] int matrix_of(std::size_t layer, int target) const { return placement_[layer][static_cast<std::size_t>(target)]; }
+    [[nodiscard]] int matrix_of(std::size_t layer, int target) const {
+        return placement_[layer][static_cast<std::size_t>(target)];
+    }
     [[nodiscard]] std::int64_t arena_bytes() const { return arena_.capacity_bytes(); }
 
 private:
     struct Saved;  // activations of one layer that its backward needs
 
     [[nodiscard]] at::Tensor forward(const TokenBatch& batch, const LoraPass& pass, std::vector<Saved>* saved);
-    [[nodiscard]] at::Tensor layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const at::Tensor& x_ND,
-                                           Saved* saved);
-    void layer_backward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const Saved& saved, at::Tensor dx_ND);
+    [[nodiscard]] at::Tensor layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass,
+                                           const at::Tensor& x_ND, Saved* saved);
+    void layer_backward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const Saved& saved,
+                        at::Tensor dx_ND);
     /// Losses of the loss rows; with dx the gradient with respect to the last layer's output is written there.
     [[nodiscard]] RowLosses head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
 

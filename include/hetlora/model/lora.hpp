@@ -1,7 +1,7 @@
 // LoRA adapters of many clients over flat token rows: y += s * (x A^T) B^T, and its gradients.
 //
-// Clients whose lora_rank rounds up to the same width form a group; a group's adapters, gradients and optimiser state are
-// arenas [C, P], so that optimiser, clipping and norms are loops over contiguous rows. Slots beyond a client's own
+// Clients whose lora_rank rounds up to the same width form a group; a group's adapters, gradients and optimiser state
+// are arenas [C, P], so that optimiser, clipping and norms are loops over contiguous rows. Slots beyond a client's own
 // lora_rank are zero and stay zero: their gradients are exactly zero because A and B are zero together.
 // Shape letters: C clients, P parameters of one padded adapter, W width (slots), N token rows, D inputs, O outputs.
 #pragma once
@@ -23,7 +23,7 @@ namespace hetlora {
 struct LoraMatrix {
     at::Tensor a_CWD;
     at::Tensor bt_CWO;
-    at::Tensor grad_a_CWD;   ///< undefined in groups without gradients
+    at::Tensor grad_a_CWD;  ///< undefined in groups without gradients
     at::Tensor grad_bt_CWO;
 };
 

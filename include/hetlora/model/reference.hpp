@@ -15,7 +15,8 @@ struct ReferenceAdapter {
 };
 
 /// Logits [S, T, V] of token_ST (int64). With an adapter, W0 x becomes W0 x + scale * B A x.
-[[nodiscard]] at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token_ST, const AdapterLayout& layout = {},
-                                          const ReferenceAdapter* adapter = nullptr, double scale = 1.0);
+[[nodiscard]] at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token_ST,
+                                          const AdapterLayout& layout = {}, const ReferenceAdapter* adapter = nullptr,
+                                          double scale = 1.0);
 
 }  // namespace hetlora

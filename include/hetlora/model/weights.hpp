@@ -14,8 +14,8 @@ namespace hetlora {
 /// One transformer layer. Matrices that read the same input are stacked, so that they are one GEMM.
 struct LayerWeights {
     at::Tensor input_norm_D;
-    at::Tensor qkv_XD;      ///< [q | k | v] rows: [H*E + 2*K*E, D]
-    at::Tensor o_DX;        ///< [D, H*E]
+    at::Tensor qkv_XD;  ///< [q | k | v] rows: [H*E + 2*K*E, D]
+    at::Tensor o_DX;    ///< [D, H*E]
     at::Tensor mlp_norm_D;
     at::Tensor gate_up_ID;  ///< [gate | up] rows: [2*I, D]
     at::Tensor down_DI;     ///< [D, I]
@@ -34,8 +34,8 @@ struct LlamaWeights {
 
 /// A tensor of a checkpoint and where it lies in LlamaWeights: the one table of names, used for reading and writing.
 struct NamedWeight {
-    std::string name;  ///< Hugging Face name
-    at::Tensor tensor; ///< a view into the weights
+    std::string name;   ///< Hugging Face name
+    at::Tensor tensor;  ///< a view into the weights
 };
 [[nodiscard]] std::vector<NamedWeight> named_weights(const LlamaWeights& weights);
 

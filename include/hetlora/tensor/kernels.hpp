@@ -36,7 +36,8 @@ struct AttentionShape {
 template <typename T>
 struct Kernels {
     /// y = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + eps), row by row; rstd_N is written if not null.
-    void (*rms_norm)(const T* x_ND, const T* w_D, T* y_ND, T* rstd_N, std::int64_t rows, std::int64_t width, double eps);
+    void (*rms_norm)(const T* x_ND, const T* w_D, T* y_ND, T* rstd_N, std::int64_t rows, std::int64_t width,
+                     double eps);
     /// dx += d/dx of rms_norm given dy. @pre rstd_N from the forward.
     void (*rms_norm_backward)(const T* dy_ND, const T* x_ND, const T* w_D, const T* rstd_N, T* dx_ND, std::int64_t rows,
                               std::int64_t width);
@@ -49,11 +50,12 @@ struct Kernels {
     /// Gradient of swiglu: writes [d_gate | d_up] over dgate_up from d_out (may not alias gate_up).
     void (*swiglu_backward)(const T* d_out, const T* gate_up, T* dgate_up, std::int64_t rows, std::int64_t width);
     /// Causal attention of one (sequence, query head); also the row-wise log-sum-exp, lse[row * heads + head].
-    void (*attention)(const T* q, const T* k, const T* v, T* out, T* lse, const AttentionShape& shape, AttentionSpan span,
-                      std::int64_t head, T* scratch);
+    void (*attention)(const T* q, const T* k, const T* v, T* out, T* lse, const AttentionShape& shape,
+                      AttentionSpan span, std::int64_t head, T* scratch);
     /// Gradients for one (sequence, key/value head), all its query heads; dq, dk, dv have the strides of q, k, v.
-    void (*attention_backward)(const T* q, const T* k, const T* v, const T* out, const T* lse, const T* d_out, T* dq, T* dk,
-                               T* dv, const AttentionShape& shape, AttentionSpan span, std::int64_t kv_head, T* scratch);
+    void (*attention_backward)(const T* q, const T* k, const T* v, const T* out, const T* lse, const T* d_out, T* dq,
+                               T* dk, T* dv, const AttentionShape& shape, AttentionSpan span, std::int64_t kv_head,
+                               T* scratch);
     /// Softmax cross-entropy of each row: loss_N = lse - logit[target]; with want_gradient the logits become
     /// row_scale_N * (softmax - onehot) in place. correct_N (may be null) = 1 where the target has the largest logit.
     void (*cross_entropy)(T* logits_NV, const std::int64_t* target_N, const T* row_scale_N, double* loss_N,

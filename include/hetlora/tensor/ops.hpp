@@ -3,8 +3,8 @@
 // On the CPU they run the kernels of tensor/kernels.hpp, spread over rows by at::parallel_for; on any other device
 // they run compositions of ATen's own ops (namespace `aten`), which the tests also hold against the kernels.
 // A row's result never depends on other rows, except inside one sequence of attention.
-// Shape letters: N token rows, D width, I feed-forward width, H query heads, K key/value heads, E head size, L loss rows,
-// V vocabulary.
+// Shape letters: N token rows, D width, I feed-forward width, H query heads, K key/value heads, E head size, L loss
+// rows, V vocabulary.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,8 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
                         const at::Tensor& lse_NH, const at::Tensor& d_out, AttentionGradient gradient);
 
-/// Loss of each row in float64 (loss_L, CPU) and, where correct_L is not null, whether the target had the largest logit.
-/// With want_gradient the logits become row_scale_L * (softmax - onehot).
+/// Loss of each row in float64 (loss_L, CPU) and, where correct_L is not null, whether the target had the largest
+/// logit. With want_gradient the logits become row_scale_L * (softmax - onehot).
 void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, double* loss_L,
                    std::uint8_t* correct_L, bool want_gradient);
 

@@ -8,7 +8,8 @@
 
 namespace hetlora {
 
-/// First and second moments of a group's clients, laid out like the adapters; empty for SGD. Fresh at each participation.
+/// First and second moments of a group's clients, laid out like the adapters; empty for SGD. Fresh at each
+/// participation.
 struct OptimizerState {
     OptimizerState() = default;
     OptimizerState(const AdapterGroup& adapters, OptimizerKind kind);
@@ -22,8 +23,8 @@ struct ClientStep {
     std::int64_t step = 1;  ///< 1-based step of this participation
 };
 
-/// gradient += d/dtheta of lambda * sum_m ||B_m tail|| ||A_m tail||; then gradient *= min(1, clip / (norm + 1e-6)); then one
-/// optimiser step on the client's row. @pre the adapters live on the CPU
+/// gradient += d/dtheta of lambda * sum_m ||B_m tail|| ||A_m tail||; then gradient *= min(1, clip / (norm + 1e-6));
+/// then one optimiser step on the client's row. @pre the adapters live on the CPU
 void update_client(AdapterGroup& adapters, OptimizerState& state, std::int64_t client, const AdapterLayout& layout,
                    const ClientStep& step, const LocalOptions& options);
 

@@ -25,7 +25,8 @@ struct EvaluationSums {
 };
 
 /// Indices of windows for each batch: longest first (few shapes, little waste), up to `batch_rows` rows a batch.
-[[nodiscard]] std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowRef> windows, std::int64_t batch_rows);
+[[nodiscard]] std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowRef> windows,
+                                                                       std::int64_t batch_rows);
 
 /// Sums of one batch. @param adapter a group whose client 0 is evaluated, times `scale`; null: the base alone
 [[nodiscard]] EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,

@@ -1,7 +1,7 @@
 // Local training of a pack: several clients' adapters, each on its own data, in one pass through the frozen model.
 //
-// A client cannot tell that it was batched: loss normalisation, tail regulariser, clipping, optimiser state, dropout mask,
-// learning rate and number of steps are its own. HetLoRA's local objective (methods, step 2):
+// A client cannot tell that it was batched: loss normalisation, tail regulariser, clipping, optimiser state, dropout
+// mask, learning rate and number of steps are its own. HetLoRA's local objective (methods, step 2):
 //     L_k = F_k(W0 + s B_k A_k) + lambda * sum_m ||B_m[:, g:r]|| * ||A_m[g:r, :]||
 #pragma once
 
@@ -38,7 +38,7 @@ struct ClientTask {
     std::int64_t lora_rank = 0;
     std::int64_t tail_start = 0;  ///< g: slots from here to lora_rank are regularised; lora_rank: none
     std::int64_t n_steps = 0;
-    double scale = 1.0;  ///< s in W0 + s B A
+    double scale = 1.0;                ///< s in W0 + s B A
     std::span<const double> received;  ///< canonical form at lora_rank
 };
 
@@ -60,12 +60,12 @@ struct ClientOutcome {
 
 /// Trains all tasks of a pack; outcomes in the order of the tasks.
 /// @throws Error (input) for tokens or sequences that the model cannot take
-[[nodiscard]] std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std::span<const ClientTask> tasks,
-                                                    const LocalOptions& options);
+[[nodiscard]] std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus,
+                                                    std::span<const ClientTask> tasks, const LocalOptions& options);
 
-/// Learning rate of a round (1..rounds): peak * round / warmup up to round `warmup`, then constant, or falling linearly or as
-/// a cosine of (round - warmup) / (rounds - warmup) to `final_fraction` of the peak, which the last round uses.
-[[nodiscard]] double scheduled_rate(LearningRateSchedule schedule, double peak, std::int64_t round, std::int64_t rounds, std::int64_t warmup,
-                                    double final_fraction);
+/// Learning rate of a round (1..rounds): peak * round / warmup up to round `warmup`, then constant, or falling linearly
+/// or as a cosine of (round - warmup) / (rounds - warmup) to `final_fraction` of the peak, which the last round uses.
+[[nodiscard]] double scheduled_rate(LearningRateSchedule schedule, double peak, std::int64_t round, std::int64_t rounds,
+                                    std::int64_t warmup, double final_fraction);
 
 }  // namespace hetlora

@@ -1,7 +1,7 @@
 // Training a base model from scratch: all weights, AdamW, warm-up and cosine, gradient accumulation, checkpoints.
 //
-// The gradients come from autograd over model/reference.hpp. A run is a pure function of its config and data: batches and
-// initial weights are hashed from the seed, so a resumed run equals an uninterrupted one.
+// The gradients come from autograd over model/reference.hpp. A run is a pure function of its config and data: batches
+// and initial weights are hashed from the seed, so a resumed run equals an uninterrupted one.
 #pragma once
 
 #include <filesystem>
@@ -22,8 +22,8 @@ struct PretrainStep {
     double time_s = 0.0;
 };
 
-/// Trains a Llama-type model on all training tokens of a prepared text file and writes it to settings.output as a Hugging
-/// Face folder; DIR/checkpoint/ holds the state to resume from, DIR/pretrain.jsonl the curve.
+/// Trains a Llama-type model on all training tokens of a prepared text file and writes it to settings.output as a
+/// Hugging Face folder; DIR/checkpoint/ holds the state to resume from, DIR/pretrain.jsonl the curve.
 /// @param identity hash of config and data; a checkpoint of another identity is refused
 /// @throws Error (input) for unusable data or a foreign checkpoint, Error (training) for a loss that is not finite
 void pretrain(const PretrainSettings& settings, std::uint64_t seed, const std::string& identity, bool resume,

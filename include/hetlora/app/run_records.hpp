@@ -1,0 +1,53 @@
+// What root writes about a run: its files, and the rows of the log made from a round's outcome.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "hetlora/app/experiment.hpp"
+#include "hetlora/fed/round.hpp"
+#include "hetlora/store/progress.hpp"
+#include "hetlora/store/run_folder.hpp"
+#include "hetlora/store/run_log.hpp"
+#include "hetlora/store/trace_file.hpp"
+
+namespace hetlora {
+
+/// Root's files of a run. Elsewhere there is none.
+struct RunFiles {
+    RunFolder folder;
+    RunLog log;
+    ProgressFile progress;
+    std::optional<TraceWriter> trace;
+    RunStatus status;
+};
+
+/// Creates the run's folder and files on root. @throws Error (usage, environment) if the folder cannot be taken
+[[nodiscard]] RunFiles create_files(const Experiment& experiment, const Transport& transport,
+                                    const std::string& command_line);
+
+/// Appends a round's participations and its resulting global adapter to the trace.
+/// @param received_from the global adapter that the clients received, canonical form at rank_max
+void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
+                 std::span<const double> received_from, std::span<const double> global, std::int64_t round);
+
+/// The columns of /rounds that come from the clients' reports: losses, counts, true bytes, times.
+void fill_from_reports(RoundRow& row, const Experiment& experiment, const RoundOutcome& outcome);
+[[nodiscard]] std::vector<ParticipationRow> participation_rows(const RoundOutcome& outcome);
+void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<const double> global,
+                      const SlotStatistics& slots);
+void fill_from_evaluation(RoundRow& row, const EvaluationSums& sums);
+
+/// What a whole run sent and took.
+struct RunTotals {
+    std::int64_t bytes_up = 0;
+    std::int64_t bytes_down = 0;
+    double seconds = 0.0;
+};
+/// Before and after, for the terminal.
+[[nodiscard]] std::string closing_table(const Experiment& experiment, const RoundRow& first, const RoundRow& last,
+                                        const RunTotals& totals);
+
+}  // namespace hetlora

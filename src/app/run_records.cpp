@@ -1,0 +1,159 @@
+#include "hetlora/app/run_records.hpp"
+
+#include <cmath>
+
+#include "hetlora/app/build_info.hpp"
+#include "hetlora/app/machine.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/config/resolved.hpp"
+#include "hetlora/fed/weights.hpp"
+
+namespace hetlora {
+namespace {
+
+RunLogHeader log_header(const Experiment& experiment, const Transport& transport, const std::string& run_id,
+                        const std::string& command_line) {
+    RunLogHeader header{
+        .run_id = run_id, .creator_version = build_info::version, .rank_max = experiment.settings.lora.rank_max};
+    const Corpus& corpus = *experiment.corpus;
+    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
+        header.clients.push_back({.name = corpus.client_name(k),
+                                  .n_train_sequences = corpus.client_size(k).n_train_sequences,
+                                  .n_train_tokens = experiment.population->at(k).n_loss_tokens,
+                                  .initial_lora_rank = experiment.population->at(k).initial_lora_rank});
+    }
+    header.provenance = machine_provenance(transport);
+    header.provenance.texts["config"] = resolved_ini(experiment.settings);
+    header.provenance.texts["command_line"] = command_line;
+    header.provenance.texts["base_sha256"] = experiment.base_sha256;
+    header.provenance.texts["data_sha256"] = experiment.data_sha256;
+    header.provenance.integers["threads"] = experiment.settings.compute.threads;
+    return header;
+}
+
+}  // namespace
+
+RunFiles create_files(const Experiment& experiment, const Transport& transport, const std::string& command_line) {
+    const Settings& settings = experiment.settings;
+    RunFolder folder = RunFolder::create(settings.output.dir);
+    const std::string run_id = identity_hash(settings, experiment.base_sha256, experiment.data_sha256);
+    folder.write_config(resolved_ini(settings, fmt::format("identity {}\nbase sha256 {}\ndata sha256 {}", run_id,
+                                                           experiment.base_sha256, experiment.data_sha256)),
+                        resolved_json(settings));
+    RunLog log = RunLog::create(folder.run_log(), log_header(experiment, transport, run_id, command_line));
+    ProgressFile progress = ProgressFile::create(folder.progress());
+    std::optional<TraceWriter> trace;
+    if (settings.output.trace)
+        trace = TraceWriter::create(folder.trace(), run_id, experiment.layout, settings.lora.rank_max);
+    RunStatus status = status_of_this_process();
+    status.run_id = run_id;
+    status.rounds = settings.experiment.rounds;
+    write_status(folder.status(), status);
+    return {std::move(folder), std::move(log), std::move(progress), std::move(trace), std::move(status)};
+}
+
+void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
+                 std::span<const double> received_from, std::span<const double> global, std::int64_t round) {
+    const std::int64_t rank_max = experiment.settings.lora.rank_max;
+    for (std::size_t i = 0; i < outcome.traced.size(); ++i) {
+        const ClientReport& report = outcome.reports[i];
+        std::vector<double> received(static_cast<std::size_t>(experiment.layout.parameters(report.lora_rank_before)));
+        resize_adapter<double>(experiment.layout, received_from, rank_max, received, report.lora_rank_before);
+        std::vector<TraceStep> steps;
+        for (const StepRecord& record : outcome.traced[i].steps) {
+            TraceStep step{.loss = record.loss, .n_loss_tokens = record.n_loss_tokens, .windows = {}};
+            for (const WindowRef& window : record.windows) step.windows.push_back({window.sequence, window.window});
+            steps.push_back(std::move(step));
+        }
+        trace.append_event({.round = round,
+                            .client = report.client,
+                            .lora_rank_before = report.lora_rank_before,
+                            .lora_rank_after = report.lora_rank_after,
+                            .dropped = report.dropped,
+                            .weight = outcome.merge.client_weight[i],
+                            .learning_rate = outcome.learning_rate,
+                            .received = received,
+                            .sent = outcome.traced[i].sent,
+                            .steps = steps});
+    }
+    trace.append_global(round, global);
+}
+
+/// The columns of /rounds that come from the clients' reports.
+void fill_from_reports(RoundRow& row, const Experiment& experiment, const RoundOutcome& outcome) {
+    const std::int64_t value_bytes = experiment.settings.model.precision == Precision::fp64 ? 8 : 4;
+    double loss_sum = 0.0;
+    for (const ClientReport& report : outcome.reports) {
+        row.bytes_down_true += experiment.layout.parameters(report.lora_rank_before) * value_bytes;
+        if (report.dropped) continue;
+        ++row.n_clients;
+        row.tokens += report.n_tokens;
+        loss_sum += report.loss_sum;
+        row.bytes_up_true += experiment.layout.parameters(report.lora_rank_after) * value_bytes;
+        if (experiment.strategy.client_weight == ClientWeight::sparsity) row.bytes_up_true += value_bytes;  // s_k
+    }
+    if (row.tokens > 0) row.train_loss = loss_sum / static_cast<double>(row.tokens);
+    row.t_train_s = outcome.t_train_s;
+    row.t_comm_s = outcome.t_comm_s;
+    row.t_aggregate_s = outcome.t_aggregate_s;
+}
+
+std::vector<ParticipationRow> participation_rows(const RoundOutcome& outcome) {
+    std::vector<ParticipationRow> rows;
+    for (std::size_t i = 0; i < outcome.reports.size(); ++i) {
+        const ClientReport& report = outcome.reports[i];
+        rows.push_back({.round = outcome.plan.round,
+                        .client = report.client,
+                        .mpi_rank = report.mpi_rank,
+                        .pack = report.pack,
+                        .lora_rank_before = report.lora_rank_before,
+                        .lora_rank_after = report.lora_rank_after,
+                        .n_steps = report.n_steps,
+                        .n_tokens = report.n_tokens,
+                        .weight = outcome.merge.client_weight[i],
+                        .loss_first = report.loss_first,
+                        .loss_last = report.loss_last,
+                        .t_train_s = report.t_train_s,
+                        .dropped = report.dropped});
+    }
+    return rows;
+}
+
+void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<const double> global,
+                      const SlotStatistics& slots) {
+    const ProductSummary summary = summarize_product(experiment.layout, global, experiment.settings.lora.rank_max);
+    row.adapter_norm = summary.norm;
+    row.effective_rank = summary.effective_rank;
+    row.slots_alive = slots.slots_alive;
+}
+
+void fill_from_evaluation(RoundRow& row, const EvaluationSums& sums) {
+    row.eval_loss = sums.mean_loss();
+    row.eval_perplexity = std::exp(row.eval_loss);
+    row.eval_accuracy = sums.accuracy();
+}
+
+std::string closing_table(const Experiment& experiment, const RoundRow& first, const RoundRow& last,
+                          const RunTotals& totals) {
+    double rank_before = 0.0;
+    double rank_after = 0.0;
+    for (const std::int64_t client : experiment.population->eligible()) {
+        rank_before += static_cast<double>(experiment.population->at(client).initial_lora_rank);
+        rank_after += static_cast<double>(experiment.population->at(client).lora_rank);
+    }
+    const auto n = static_cast<double>(experiment.population->eligible().size());
+    return fmt::format(
+        "\n                       before      after\n"
+        "  perplexity       {:>10.3f} {:>10.3f}\n"
+        "  accuracy         {:>10.4f} {:>10.4f}\n"
+        "  mean lora_rank   {:>10.2f} {:>10.2f}\n"
+        "  slots alive      {:>10} {:>10}\n"
+        "  true bytes up {} and down {} in {}\n"
+        "  results in {}",
+        first.eval_perplexity, last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, rank_before / n,
+        rank_after / n, first.slots_alive, last.slots_alive, human_bytes(static_cast<double>(totals.bytes_up)),
+        human_bytes(static_cast<double>(totals.bytes_down)), human_seconds(totals.seconds),
+        experiment.settings.output.dir.string());
+}
+
+}  // namespace hetlora
