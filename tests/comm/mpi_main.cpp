@@ -18,16 +18,19 @@ MpiSession* shared_session = nullptr;
 class FailurePrinter final : public ::testing::EmptyTestEventListener {
 public:
     explicit FailurePrinter(int mpi_rank) : mpi_rank_(mpi_rank) {}
+    void OnTestStart(const ::testing::TestInfo& info) override { info_ = &info; }
+    void OnTestEnd(const ::testing::TestInfo&) override { info_ = nullptr; }
+    /// GoogleTest calls this with its lock held: asking UnitTest for the current test here would wait for ever.
     void OnTestPartResult(const ::testing::TestPartResult& result) override {
         if (!result.failed()) return;
-        const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-        std::fprintf(stderr, "[mpi_rank %d] %s.%s\n%s:%d: %s\n", mpi_rank_, info ? info->test_suite_name() : "?",
-                     info ? info->name() : "?", result.file_name() ? result.file_name() : "?", result.line_number(),
+        std::fprintf(stderr, "[mpi_rank %d] %s.%s\n%s:%d: %s\n", mpi_rank_, info_ ? info_->test_suite_name() : "?",
+                     info_ ? info_->name() : "?", result.file_name() ? result.file_name() : "?", result.line_number(),
                      result.message());
     }
 
 private:
     int mpi_rank_;
+    const ::testing::TestInfo* info_ = nullptr;
 };
 
 }  // namespace

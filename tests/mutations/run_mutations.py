@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from mutations import MUTATIONS, Mutation  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+TABLE_HEAD = "| mutation | file | caught by |\n|---|---|---|"
 TABLE_BEGIN, TABLE_END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 AUDIT_TEST = "tests/python/test_audit_program.py::test_program_agrees_with_stock_transformers_and_peft"
 TEST_TIMEOUT_S = 300
@@ -53,7 +54,8 @@ class Campaign:
         self.tree = tree
         self.build = tree / "build"
         self.jobs = jobs
-        self.environment = os.environ | environment
+        # GoogleTest colours its output under mpirun, which would hide the names from the search below.
+        self.environment = os.environ | environment | {"GTEST_COLOR": "no"}
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -91,7 +93,7 @@ class Campaign:
             return []
         named = re.findall(r"\[  FAILED  \] ([\w/]+\.[\w/]+)", done.stdout)
         # Crashed or timed out: no name of a test, only of its program in CTest's summary.
-        named = named or re.findall(r"^\s*\d+ - (\S+) \(", done.stdout, flags=re.MULTILINE)
+        named = named or re.findall(r"^\s*\d+ - (\S+ \(\w+\))", done.stdout, flags=re.MULTILINE)
         if not named:
             raise CampaignError(f"ctest did not run:\n{done.stdout[-2000:]}")
         return list(dict.fromkeys(named))
@@ -126,11 +128,13 @@ def table_row(mutation: Mutation, caught_by: list[str]) -> str:
     return f"| {mutation.name} | `{mutation.file}` | {shown + more or '**nothing: it survives**'} |"
 
 
-def write_table(path: Path, table: str) -> None:
-    """Puts the table between the document's markers."""
+def write_table(path: Path, rows: dict[str, str]) -> None:
+    """Puts rows (by mutation) into the table of the document; rows of mutations that were not tried now stay."""
     text = path.read_text()
     begin, end = text.index(TABLE_BEGIN) + len(TABLE_BEGIN), text.index(TABLE_END)
-    path.write_text(text[:begin] + table + text[end:])
+    old = {line.split(" | ")[0].removeprefix("| "): line for line in text[begin:end].splitlines()}
+    merged = [(old | rows).get(m.name, f"| {m.name} | `{m.file}` | not tried yet |") for m in MUTATIONS]
+    path.write_text(text[:begin] + "\n".join([TABLE_HEAD, *merged]) + "\n" + text[end:])
 
 
 def run_campaign(campaign: Campaign, chosen: list[Mutation], deadline_s: float) -> list[tuple[Mutation, list[str]]]:
@@ -186,11 +190,10 @@ def main() -> int:
             campaign = Campaign(tree, arguments.jobs, ccache | {"OMP_NUM_THREADS": "1"})
         results = run_campaign(campaign, chosen, 60 * arguments.minutes)
 
-    table = "| mutation | file | caught by |\n|---|---|---|\n"
-    table += "".join(table_row(mutation, caught_by) + "\n" for mutation, caught_by in results)
-    print(table)
+    rows = {mutation.name: table_row(mutation, caught_by) for mutation, caught_by in results}
+    print(TABLE_HEAD, *rows.values(), sep="\n")
     if arguments.write:
-        write_table(arguments.write, table)
+        write_table(arguments.write, rows)
     survivors = [mutation.name for mutation, caught_by in results if not caught_by]
     if survivors:
         print(f"no test noticed: {'; '.join(survivors)}", file=sys.stderr)

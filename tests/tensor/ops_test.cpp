@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include "hetlora/base/error.hpp"
 
 namespace hetlora {
@@ -189,6 +191,14 @@ INSTANTIATE_TEST_SUITE_P(Levels, Ops,
                                            Case{VectorLevel::avx512, at::kFloat},
                                            Case{VectorLevel::avx512, at::kDouble}),
                          case_name);
+
+TEST(ParallelFor, uses_the_second_thread) {
+    at::set_num_threads(2);
+    std::atomic<int> helpers = 0;
+    at::parallel_for(0, 2, 1, [&](std::int64_t, std::int64_t) { helpers += at::get_thread_num() == 1 ? 1 : 0; });
+    at::set_num_threads(1);
+    EXPECT_EQ(helpers, 1) << "at::parallel_for is serial: is OpenMP missing in the compile flags?";
+}
 
 TEST(Adamw, one_step_by_hand) {
     double theta = 1.0, moment1 = 0.0, moment2 = 0.0;
