@@ -91,8 +91,9 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
     Experiment experiment;
     experiment.settings = settings;
     choose_compute(transport, experiment.settings.compute);
-    agree(transport, "loading the model", [&] {
-        const ModelConfig config = read_model_config(settings.model.path);
+    ModelConfig config;
+    agree(transport, "reading model and data", [&] {
+        config = read_model_config(settings.model.path);
         experiment.layout = make_adapter_layout(config, settings.lora.targets);
         check_lora_rank(experiment.layout, settings.lora.rank_max);
         if (settings.data.sequence_length > config.max_positions) {
@@ -102,10 +103,13 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.strategy = resolve_strategy(settings);
         experiment.corpus = std::make_unique<Corpus>(settings.data.path, corpus_options(settings));
         check_tokenizer(settings, config, experiment.corpus->file().attributes());
-        experiment.weights = load_weights(
-            settings.model.path, settings.model.precision == Precision::fp64 ? at::kDouble : at::kFloat, at::kCPU);
     });
-    experiment.engine = std::make_unique<Engine>(experiment.weights, experiment.layout);
+    experiment.choice = choose_engine(transport, experiment.settings, config, experiment.layout);
+    agree(transport, "loading the model", [&] {
+        experiment.engine = std::make_unique<Engine>(
+            load_weights(settings.model.path, activation_dtype(settings.model.precision), at::kCPU), experiment.layout,
+            experiment.choice.options);
+    });
     experiment.global_scale = lora_scale(settings.lora, settings.lora.rank_max);
     agree(transport, "counting the clients' data", [&] {
         const Corpus& corpus = *experiment.corpus;
@@ -151,7 +155,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     const double slot = static_cast<double>(experiment.layout.parameters_per_slot());
     std::int64_t evaluation_tokens = 0;
     for (const auto& window : experiment.evaluation_windows) evaluation_tokens += window.n_loss;
-    const ModelConfig& config = experiment.weights.config;
+    const ModelConfig& config = experiment.engine->weights().config;
     return fmt::format(
         "{} {}: {} rounds, {} of {} clients a round, strategy {}\n"
         "  model     {} ({} parameters, {} layers, width {}), {}\n"
@@ -159,7 +163,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "clients\n"
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
         "  a round   about {} up and {} down in true bytes\n"
-        "  machine   {} MPI rank{}, {} thread{} each, cpu, kernels {}",
+        "  machine   {} MPI rank{}, {} thread{} each, cpu, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
+        "each",
         settings.experiment.name, "on " + transport.hosts().front(), settings.experiment.rounds, cohort, eligible,
         experiment.strategy.preset, settings.model.path.filename().string(),
         human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
@@ -171,7 +176,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
         transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
-        name_of(settings.compute.vector));
+        name_of(settings.compute.vector), name_of(settings.compute.gemm), settings.compute.pack_tokens,
+        human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)));
 }
 
 EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std::span<const double> global,
@@ -186,7 +192,7 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
     agree(transport, "evaluating", [&] {
         const std::int64_t rank_max = experiment.settings.lora.rank_max;
         AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
-                             experiment.weights.options());
+                             experiment.engine->weights().options());
         adapter.set(0, global, rank_max);
         for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
              b += static_cast<std::size_t>(transport.mpi_size())) {

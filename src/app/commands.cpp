@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "hetlora/app/bench.hpp"
 #include "hetlora/app/build_info.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/info.hpp"
@@ -98,6 +99,7 @@ int run_run(Transport& transport, const CommandLine& command, const std::string&
     });
     const Settings settings = load(transport, command, RequiredFor::run);
     Experiment experiment = build_experiment(transport, settings);
+    for (const auto& warning : experiment.choice.warnings) terminal.warn(warning);
     terminal.info(describe_experiment(experiment, transport));
     return run_experiment(transport, experiment, terminal, command_text);
 }
@@ -148,14 +150,14 @@ int run_generate(Transport& transport, const CommandLine& command, Terminal& ter
             throw usage_error("generate: give --prompt with token ids separated by commas, e.g. --prompt 1,52,7");
         const auto values = adapter_values(command, experiment);
         AdapterGroup adapter(experiment.layout, 1, lora_width(settings.lora.rank_max), false,
-                             experiment.weights.options());
+                             experiment.engine->weights().options());
         adapter.set(0, values, settings.lora.rank_max);
         std::vector<std::int32_t> prompt;
         for (const auto& word : split(*command.prompt, ',')) {
             const auto id = parse_integer(trim(word));
-            if (!id || *id < 0 || *id >= experiment.weights.config.vocab_size) {
+            if (!id || *id < 0 || *id >= experiment.engine->weights().config.vocab_size) {
                 throw usage_error("--prompt: `{}` is not a token id of the model (0..{}): give comma-separated ids",
-                                  word, experiment.weights.config.vocab_size - 1);
+                                  word, experiment.engine->weights().config.vocab_size - 1);
             }
             prompt.push_back(static_cast<std::int32_t>(*id));
         }
@@ -164,7 +166,7 @@ int run_generate(Transport& transport, const CommandLine& command, Terminal& ter
                      {.max_new_tokens = settings.evaluation.sample_tokens,
                       .temperature = 0.0,
                       .seed = settings.experiment.seed_data,
-                      .stop_ids = experiment.weights.config.eos_ids});
+                      .stop_ids = experiment.engine->weights().config.eos_ids});
         terminal.info(fmt::format("tokens {}", fmt::join(replies.front(), ",")));
         terminal.info(fmt::format("text   {}", experiment.corpus->file().text_of(replies.front())));
     });
@@ -221,6 +223,8 @@ int run_verb(Transport& transport, const CommandLine& command, const std::string
     if (command.verb == "evaluate") return run_evaluate(transport, command, terminal);
     if (command.verb == "generate") return run_generate(transport, command, terminal);
     if (command.verb == "pretrain") return run_pretrain(transport, command, terminal);
+    if (command.verb == "bench")
+        return run_bench(transport, load(transport, command, RequiredFor::run), command, terminal);
     throw bug_error("verb {} has no implementation", command.verb);
 }
 

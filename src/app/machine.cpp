@@ -8,6 +8,8 @@
 #include <array>
 #include <boost/version.hpp>
 #include <cstdlib>
+#include <fstream>
+#include <limits>
 #include <thread>
 
 #include "hetlora/app/build_info.hpp"
@@ -15,6 +17,7 @@
 #include "hetlora/base/text.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/comm/mpi_transport.hpp"
+#include "hetlora/model/memory.hpp"
 #include "hetlora/tensor/kernels.hpp"
 #include "hetlora/tensor/torch.hpp"
 
@@ -23,6 +26,16 @@ namespace {
 
 /// Rows of a pass through the model that fill a CPU's GEMMs; larger packs bring nothing there.
 constexpr std::int64_t cpu_pack_tokens = 2048;
+constexpr std::int64_t least_pack_tokens = 256;
+/// Activations of a pack that are worth their memory; wide models fill the GEMMs with fewer rows anyway.
+constexpr std::int64_t pack_activation_bytes = std::int64_t{1} << 30;
+
+/// The first number in a file, or -1.
+std::int64_t number_in(const std::string& path) {
+    std::ifstream file(path);
+    std::int64_t value = -1;
+    return file >> value ? value : -1;
+}
 
 VectorLevel level_of(VectorChoice choice) {
     switch (choice) {
@@ -42,6 +55,18 @@ VectorChoice choice_of(VectorLevel level) {
     return level == VectorLevel::avx512 ? VectorChoice::avx512
            : level == VectorLevel::avx2 ? VectorChoice::avx2
                                         : VectorChoice::baseline;
+}
+
+/// Says what bfloat16 costs on this processor, measured on one of the model's matrices.
+std::string bf16_warning(const ModelConfig& config) {
+    const std::array<GemmShape, 1> shape{GemmShape{config.hidden_size, config.intermediate_size}};
+    const double single = measure_gemm(shape, at::kFloat, at::kCPU).front().seconds;
+    const double half = measure_gemm(shape, at::kBFloat16, at::kCPU).front().seconds;
+    return fmt::format(
+        "model.precision = bf16: this processor has no bfloat16 instructions, so its values are multiplied as float32: "
+        "the results are those of bfloat16, but the frozen matrices take {:.2f} times as long as in fp32 and no less "
+        "memory (measured now); model.precision = fp32 is the better choice here",
+        half / single);
 }
 
 }  // namespace
@@ -66,7 +91,7 @@ std::int64_t peak_memory_bytes() {
 }
 
 void choose_compute(Transport& transport, ComputeSettings& compute) {
-    std::array<std::int64_t, 3> chosen{};
+    std::array<std::int64_t, 2> chosen{};
     agree(transport, "choosing threads and kernels", [&] {
         if (compute.device == DeviceChoice::cuda) {
             throw environment_error(
@@ -76,8 +101,7 @@ void choose_compute(Transport& transport, ComputeSettings& compute) {
         const std::int64_t cores = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
         const std::int64_t share = std::max<std::int64_t>(1, cores / transport.node_mpi_size());
         chosen = {compute.threads > 0 ? compute.threads : std::min(share, usable_cores()),
-                  static_cast<std::int64_t>(level_of(compute.vector)),
-                  compute.pack_tokens > 0 ? compute.pack_tokens : cpu_pack_tokens};
+                  static_cast<std::int64_t>(level_of(compute.vector))};
     });
     transport.broadcast_values(chosen);
     agree(transport, "setting threads and kernels", [&] {
@@ -87,7 +111,99 @@ void choose_compute(Transport& transport, ComputeSettings& compute) {
     compute.device = DeviceChoice::cpu;
     compute.threads = chosen[0];
     compute.vector = choice_of(static_cast<VectorLevel>(chosen[1]));
-    compute.pack_tokens = chosen[2];
+}
+
+at::ScalarType activation_dtype(Precision precision) {
+    return precision == Precision::fp64 ? at::kDouble : precision == Precision::bf16 ? at::kBFloat16 : at::kFloat;
+}
+
+std::int64_t free_memory_bytes() {
+    std::int64_t free_bytes = std::numeric_limits<std::int64_t>::max();
+    std::ifstream meminfo("/proc/meminfo");
+    std::string name;
+    std::int64_t kib = 0;
+    std::string unit;
+    while (meminfo >> name >> kib && std::getline(meminfo, unit)) {
+        if (name == "MemAvailable:") free_bytes = kib * 1024;
+    }
+    const std::int64_t limit = number_in("/sys/fs/cgroup/memory.max");
+    const std::int64_t used = number_in("/sys/fs/cgroup/memory.current");
+    if (limit > 0 && used >= 0) free_bytes = std::min(free_bytes, limit - used);
+    return free_bytes;
+}
+
+EngineChoice choose_engine(Transport& transport, Settings& settings, const ModelConfig& config,
+                           const AdapterLayout& layout) {
+    ComputeSettings& compute = settings.compute;
+    const at::ScalarType dtype = activation_dtype(settings.model.precision);
+    EngineChoice choice;
+    std::array<std::int64_t, 2> chosen{};
+    agree(transport, "measuring the matrix products", [&] {
+        if (!transport.is_root()) return;
+        GemmPath path = GemmPath::mkl;
+        if (compute.gemm == GemmChoice::automatic) {
+            const std::int64_t I = config.intermediate_size;
+            const std::array<GemmShape, 4> shapes{
+                GemmShape{config.hidden_size, config.query_width() + 2 * config.kv_width()},
+                GemmShape{config.query_width(), config.hidden_size}, GemmShape{config.hidden_size, 2 * I},
+                GemmShape{I, config.hidden_size}};
+            path = dtype == at::kDouble ? GemmPath::mkl : fastest_gemm(measure_gemm(shapes, dtype, at::kCPU));
+        } else {
+            path = compute.gemm == GemmChoice::onednn    ? GemmPath::onednn
+                   : compute.gemm == GemmChoice::widened ? GemmPath::widened
+                                                         : GemmPath::mkl;
+        }
+        if (path == GemmPath::widened || (dtype == at::kBFloat16 && !has_bf16_hardware())) {
+            choice.warnings.push_back(bf16_warning(config));
+        }
+        chosen[0] = static_cast<std::int64_t>(path);
+    });
+    transport.broadcast_values(chosen);
+    const auto path = static_cast<GemmPath>(chosen[0]);
+    choice.options = {.gemm = path, .recompute = compute.recompute == Recompute::layer};
+    const EngineMemory memory =
+        engine_memory(config, layout,
+                      {.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
+                       .residual_bytes = dtype == at::kDouble ? 8 : 4,
+                       .frozen_copies = path == GemmPath::mkl ? 1.0 : 2.0,  // widened: float32 is two bfloat16
+                       .recompute = choice.options.recompute,
+                       .lora_width = lora_width(settings.lora.rank_max)});
+    agree(transport, "counting memory", [&] {
+        const std::int64_t free_bytes = free_memory_bytes();
+        if (transport.is_root()) {
+            const std::int64_t budget = std::min(pack_activation_bytes, free_bytes / 4);
+            const std::int64_t rows = budget / memory.bytes_per_row / least_pack_tokens * least_pack_tokens;
+            chosen[1] = compute.pack_tokens > 0
+                            ? compute.pack_tokens
+                            : std::clamp(rows, std::max(least_pack_tokens, settings.data.sequence_length),
+                                         std::max(cpu_pack_tokens, settings.data.sequence_length));
+        }
+        const std::int64_t available = compute.memory_gib > 0
+                                           ? static_cast<std::int64_t>(compute.memory_gib * 1073741824.0)
+                                           : free_bytes / transport.node_mpi_size();
+        const std::int64_t smallest = settings.local.batch_size * settings.data.sequence_length;
+        const std::int64_t needed = memory.frozen_bytes + memory.step_bytes(smallest);
+        if (needed > available) {
+            throw environment_error(
+                "one client's step ({} sequences of {} tokens) needs about {} of memory ({} for the frozen model, {} "
+                "for activations), but this MPI rank can have {} (compute.memory_gib, or its share of the node's free "
+                "memory): ask for more memory or fewer MPI ranks per node, lower local.batch_size or "
+                "data.sequence_length, or set compute.recompute = layer{}",
+                settings.local.batch_size, settings.data.sequence_length, human_bytes(static_cast<double>(needed)),
+                human_bytes(static_cast<double>(memory.frozen_bytes)),
+                human_bytes(static_cast<double>(memory.step_bytes(smallest))),
+                human_bytes(static_cast<double>(available)),
+                settings.model.precision == Precision::fp32 ? " or model.precision = bf16" : "");
+        }
+    });
+    transport.broadcast_values(chosen);
+    compute.pack_tokens = chosen[1];
+    compute.gemm = path == GemmPath::onednn    ? GemmChoice::onednn
+                   : path == GemmPath::widened ? GemmChoice::widened
+                                               : GemmChoice::mkl;
+    choice.frozen_bytes = memory.frozen_bytes;
+    choice.step_bytes = memory.step_bytes(compute.pack_tokens);
+    return choice;
 }
 
 std::string build_facts() {

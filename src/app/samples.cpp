@@ -63,11 +63,11 @@ void print_samples(Experiment& experiment, std::span<const double> global, Termi
     GenerationOptions options{.max_new_tokens = experiment.settings.evaluation.sample_tokens,
                               .temperature = 0.0,
                               .seed = experiment.settings.experiment.seed_data,
-                              .stop_ids = experiment.weights.config.eos_ids};
+                              .stop_ids = experiment.engine->weights().config.eos_ids};
     if (file.attributes().eos_id >= 0) options.stop_ids.push_back(file.attributes().eos_id);
     const std::int64_t rank_max = experiment.settings.lora.rank_max;
     AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
-                         experiment.weights.options());
+                         experiment.engine->weights().options());
     adapter.set(0, global, rank_max);
     const auto base = generate(*experiment.engine, nullptr, 0.0, prompts, options);
     const auto tuned = generate(*experiment.engine, &adapter, experiment.global_scale, prompts, options);

@@ -13,8 +13,8 @@ namespace config_detail {
         return words;                                     \
     }
 
-HETLORA_WORDS(Precision, {"fp32", Precision::fp32}, {"fp64", Precision::fp64}, {"float32", Precision::fp32},
-              {"float64", Precision::fp64})
+HETLORA_WORDS(Precision, {"fp32", Precision::fp32}, {"fp64", Precision::fp64}, {"bf16", Precision::bf16},
+              {"float32", Precision::fp32}, {"float64", Precision::fp64}, {"bfloat16", Precision::bf16})
 HETLORA_WORDS(Partition, {"natural", Partition::natural}, {"iid", Partition::iid}, {"dirichlet", Partition::dirichlet})
 HETLORA_WORDS(RankDistribution, {"fixed", RankDistribution::fixed}, {"uniform", RankDistribution::uniform},
               {"powerlaw", RankDistribution::powerlaw}, {"powerlaw_unit", RankDistribution::powerlaw_unit},
@@ -43,6 +43,9 @@ HETLORA_WORDS(EvaluationClients, {"none", EvaluationClients::none}, {"final", Ev
 HETLORA_WORDS(DeviceChoice, {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda})
 HETLORA_WORDS(VectorChoice, {"auto", VectorChoice::automatic}, {"baseline", VectorChoice::baseline},
               {"avx2", VectorChoice::avx2}, {"avx512", VectorChoice::avx512})
+HETLORA_WORDS(GemmChoice, {"auto", GemmChoice::automatic}, {"mkl", GemmChoice::mkl}, {"onednn", GemmChoice::onednn},
+              {"widened", GemmChoice::widened})
+HETLORA_WORDS(Recompute, {"none", Recompute::none}, {"layer", Recompute::layer})
 HETLORA_WORDS(ReductionKind, {"exact", ReductionKind::exact}, {"fast", ReductionKind::fast})
 
 #undef HETLORA_WORDS
@@ -78,6 +81,8 @@ template std::string_view name_of(EvaluationPart);
 template std::string_view name_of(EvaluationClients);
 template std::string_view name_of(DeviceChoice);
 template std::string_view name_of(VectorChoice);
+template std::string_view name_of(GemmChoice);
+template std::string_view name_of(Recompute);
 template std::string_view name_of(ReductionKind);
 
 }  // namespace hetlora

@@ -45,6 +45,18 @@ private:
     std::vector<std::string> problems_;
 };
 
+void check_compute(const Settings& settings, Rules& rules) {
+    const ComputeSettings& compute = settings.compute;
+    rules.forbid_pair(compute.gemm == GemmChoice::widened && settings.model.precision != Precision::bf16,
+                      "compute.gemm", "is for bfloat16 only, but here is", "model.precision",
+                      "take compute.gemm = auto");
+    rules.forbid_pair(compute.gemm == GemmChoice::onednn && settings.model.precision == Precision::fp64, "compute.gemm",
+                      "has no float64, but here is", "model.precision", "take compute.gemm = auto");
+    rules.forbid_pair(compute.pack_tokens > 0 && compute.pack_tokens < settings.data.sequence_length,
+                      "compute.pack_tokens", "is smaller than one sequence of", "data.sequence_length",
+                      "raise it, or take compute.pack_tokens = auto");
+}
+
 void check_lora(const Settings& settings, const Origins& origins, Rules& rules) {
     const auto& lora = settings.lora;
     rules.forbid_pair(lora.rank_min > lora.rank_max, "lora.rank_min", "is above", "lora.rank_max",
@@ -120,6 +132,7 @@ bool is_switched_off(std::string_view value_text) {
 
 std::vector<std::string> combination_problems(const Settings& settings, const Origins& origins) {
     Rules rules(settings, origins);
+    check_compute(settings, rules);
     check_lora(settings, origins, rules);
     check_data_and_local(settings, origins, rules);
     check_pretrain(settings, rules);

@@ -123,6 +123,8 @@ private:
         if (flag.name == "--adapter") set_once(flag, line_.adapter, std::filesystem::path(value));
         if (flag.name == "--to") set_once(flag, line_.to, std::filesystem::path(value));
         if (flag.name == "--prompt") set_once(flag, line_.prompt, value);
+        if (flag.name == "--json") set_once(flag, line_.json, std::filesystem::path(value));
+        if (flag.name == "--seconds") set_once(flag, line_.seconds, count(flag, value, 1));
         if (flag.name == "--mpi-ranks") set_once(flag, line_.mpi_ranks, count(flag, value, 1));
         if (flag.name == "--round") set_once(flag, line_.round, count(flag, value, 0));
     }

@@ -74,6 +74,18 @@ public:
                    });
     }
 
+    /// A whole number, or the word "auto" for 0.
+    ConfigKey& integer_or_auto(const Row& row, std::int64_t S::*member, Range range) {
+        auto& key = integer(row, member, range);
+        key.set = [=, this_part = part_, plain = key.set](Settings& settings, std::string_view text) -> Problem {
+            if (text != "auto") return plain(settings, text);
+            settings.*this_part.*member = 0;
+            return {};
+        };
+        key.allowed = "auto | " + key.allowed;
+        return key;
+    }
+
     ConfigKey& number(const Row& row, double S::*member, Range range) {
         return add(row, "number", range.text(), getter<double>(member),
                    [=, this_part = part_](Settings& settings, std::string_view text) -> Problem {

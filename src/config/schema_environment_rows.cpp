@@ -34,10 +34,21 @@ void add_compute(std::vector<ConfigKey>& rows) {
     section.integer(
         {"threads", Identity::none, "threads of an MPI rank; 0 = cores of the node / MPI ranks on the node"},
         &S::threads, {.low = 0, .high = 4096});
-    section.integer({"pack_tokens", Identity::none, "tokens that are trained in one pass; 0 = chosen by the program"},
-                    &S::pack_tokens, at_least(0));
+    section.integer_or_auto(
+        {"pack_tokens", Identity::none, "tokens that are trained in one pass; auto (0) = chosen by the program"},
+        &S::pack_tokens, at_least(0));
     section.choice({"vector", Identity::none, "vector instructions of the CPU kernels; auto = the best this CPU has"},
                    &S::vector);
+    section.choice({"gemm", Identity::none,
+                    "matrix products of the frozen weights; auto = the fastest, measured at start; widened = bf16 on a "
+                    "CPU without bf16"},
+                   &S::gemm);
+    section.choice({"recompute", Identity::none,
+                    "layer: keep only each layer's input and run it again in the backward; less memory, more time"},
+                   &S::recompute);
+    section.number(
+        {"memory_gib", Identity::none, "memory that an MPI rank may use; 0 = its share of what is free on the node"},
+        &S::memory_gib, at_least(0));
 }
 
 void add_comm(std::vector<ConfigKey>& rows) {

@@ -21,11 +21,6 @@ std::optional<std::string> folder_name_problem(std::string_view text) {
     return {};
 }
 
-std::optional<std::string> unfinished_precision(std::string_view text) {
-    if (text != "bf16" && text != "bfloat16") return {};
-    return fmt::format("{} is not implemented yet; use fp32 or fp64", text);
-}
-
 void add_experiment(std::vector<ConfigKey>& rows) {
     using S = ExperimentSettings;
     SectionBuilder<S> section("experiment", &Settings::experiment, rows);
@@ -51,11 +46,9 @@ void add_model(std::vector<ConfigKey>& rows) {
     using S = ModelSettings;
     SectionBuilder<S> section("model", &Settings::model, rows);
     section.path({"path", Identity::none, "folder of the frozen base model"}, &S::path).required_for = RequiredFor::run;
-    auto& precision =
-        section.choice({"precision", Identity::run_pretrain,
-                        "floating-point type of the base and of training (float32 and float64 are read, too)"},
-                       &S::precision);
-    check_first(precision, unfinished_precision);
+    section.choice({"precision", Identity::run_pretrain,
+                    "floating-point type of the base and of training (float32 and float64 are read, too)"},
+                   &S::precision);
 }
 
 void add_data(std::vector<ConfigKey>& rows) {

@@ -21,7 +21,7 @@ AdapterInitLaw adapter_init_law(const Settings& settings) {
     return {.init = settings.lora.init,
             .seed_init = settings.experiment.seed_init,
             .rank_max = settings.lora.rank_max,
-            .round_to_fp32 = settings.model.precision == Precision::fp32};
+            .round_to_fp32 = settings.model.precision != Precision::fp64};
 }
 
 std::vector<double> initial_adapter(const AdapterLayout& layout, const AdapterInitLaw& law) {

@@ -1,5 +1,6 @@
 #include "hetlora/model/batch.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "hetlora/base/error.hpp"
@@ -71,6 +72,14 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
                               .rows_per_client = rows,
                               .scale = client.scale,
                               .dropout_seed = {client.dropout_seed}});
+    }
+    // Up to a whole block of rows, with a sequence that nobody learns from: see gemm_row_block.
+    const std::int64_t filled = std::ssize(tokens);
+    const std::int64_t spare = (gemm_row_block - filled % gemm_row_block) % gemm_row_block;
+    if (spare > 0) batch.spans.push_back({.row0 = filled, .length = spare});
+    for (std::int64_t i = 0; i < spare; ++i) {
+        tokens.push_back(0);
+        positions.push_back(static_cast<std::int32_t>(std::min(i, config.max_positions - 1)));
     }
     const at::TensorOptions options = weights.options();
     batch.token_N = to_tensor(tokens, at::kLong).to(options.device());

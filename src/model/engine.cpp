@@ -4,14 +4,20 @@
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/tensor/profile.hpp"
 
 namespace hetlora {
 namespace {
 
 enum Target : int { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, target_count };
 
-/// Rows of logits that exist at a time: V can be 50,000 and more.
-constexpr std::int64_t head_chunk_rows = 256;
+/// FLOPs of causal attention's forward: two products over the lower triangle of each sequence.
+double attention_flops(const std::vector<AttentionSpan>& spans, std::int64_t query_width) {
+    double pairs = 0.0;
+    for (const auto& span : spans)
+        pairs += 0.5 * static_cast<double>(span.length) * static_cast<double>(span.length + 1);
+    return 4.0 * pairs * static_cast<double>(query_width);
+}
 
 /// Attention of the batch's rows over the cache of layer l, which takes up their keys and values first.
 void cached_attention(KeyValueCache& cache, std::size_t l, const at::Tensor& q_NQ, const at::Tensor& k_NK,
@@ -46,7 +52,7 @@ void cached_attention(KeyValueCache& cache, std::size_t l, const at::Tensor& q_N
 KeyValueCache::KeyValueCache(const LlamaWeights& weights, std::int64_t sequences, std::int64_t max_length)
     : length(static_cast<std::size_t>(sequences), 0) {
     for (std::size_t l = 0; l < weights.layer.size(); ++l) {
-        k_SMK.push_back(at::empty({sequences, max_length, weights.config.kv_width()}, weights.options()));
+        k_SMK.push_back(at::empty({sequences, max_length, weights.config.kv_width()}, weights.embedding_VD.options()));
         v_SMK.push_back(at::empty_like(k_SMK.back()));
     }
 }
@@ -64,12 +70,16 @@ struct Engine::Saved {
     std::vector<std::vector<at::Tensor>> z;  ///< [target] -> per run
 };
 
-Engine::Engine(const LlamaWeights& weights, const AdapterLayout& layout)
-    : weights_(weights),
+Engine::Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOptions& options)
+    : weights_(std::move(weights)),
       layout_(layout),
-      placement_(weights.layer.size(), std::vector<int>(target_count, -1)),
-      first_adapted_(weights.layer.size()),
-      arena_(weights.embedding_VD.scalar_type(), weights.embedding_VD.device()) {
+      options_(options),
+      placement_(weights_.layer.size(), std::vector<int>(target_count, -1)),
+      first_adapted_(weights_.layer.size()),
+      residual_dtype_(weights_.final_norm_D.scalar_type()),
+      activation_dtype_(weights_.embedding_VD.scalar_type()),
+      arena_(activation_dtype_, weights_.embedding_VD.device()),
+      scratch_(activation_dtype_, weights_.embedding_VD.device()) {
     const auto& names = lora_target_names();
     for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
         const auto& matrix = layout.matrices[m];
@@ -78,56 +88,112 @@ Engine::Engine(const LlamaWeights& weights, const AdapterLayout& layout)
             static_cast<int>(m);
         first_adapted_ = std::min(first_adapted_, static_cast<std::size_t>(matrix.layer));
     }
+    // One matrix at a time, so that packing never holds two copies of the whole model.
+    const auto freeze = [&](at::Tensor& dense) {
+        FrozenLinear linear(dense, options.gemm);
+        if (options.gemm != GemmPath::mkl) dense = at::Tensor();
+        return linear;
+    };
+    for (LayerWeights& layer : weights_.layer) {
+        frozen_.push_back({.qkv = freeze(layer.qkv_XD),
+                           .o = freeze(layer.o_DX),
+                           .gate_up = freeze(layer.gate_up_ID),
+                           .down = freeze(layer.down_DI)});
+    }
+    head_ = FrozenLinear(weights_.head_VD, options.gemm);
+    if (options.gemm != GemmPath::mkl && !weights_.config.tied_head) weights_.head_VD = at::Tensor();
+}
+
+std::int64_t Engine::frozen_bytes() const {
+    std::int64_t bytes = head_.bytes();
+    for (const auto& layer : frozen_)
+        bytes += layer.qkv.bytes() + layer.o.bytes() + layer.gate_up.bytes() + layer.down.bytes();
+    const bool embedding_is_head = weights_.config.tied_head && options_.gemm == GemmPath::mkl;
+    return bytes + (embedding_is_head ? 0 : static_cast<std::int64_t>(weights_.embedding_VD.nbytes()));
+}
+
+at::Tensor Engine::as(const at::Tensor& x, at::ScalarType dtype) {
+    if (x.scalar_type() == dtype) return x;
+    at::Tensor converted = scratch_.take(x.sizes(), dtype);
+    converted.copy_(x);
+    return converted;
+}
+
+bool Engine::adapted(std::size_t l, std::initializer_list<int> targets) const {
+    return std::ranges::any_of(targets,
+                               [&](int target) { return placement_[l][static_cast<std::size_t>(target)] >= 0; });
+}
+
+void Engine::reset_arenas() {
+    arena_.reset();
+    scratch_.reset();
 }
 
 RowLosses Engine::train(const TokenBatch& batch, double dropout) {
     const at::NoGradGuard no_grad;
-    arena_.reset();
+    reset_arenas();
     const LoraPass pass{.runs = batch.runs, .dropout = dropout};
     std::vector<Saved> saved(weights_.layer.size());
     const at::Tensor x_ND = forward(batch, pass, &saved);
-    at::Tensor dx_ND = arena_.zeros(x_ND.sizes());
+    at::Tensor dx_ND = arena_.take(x_ND.sizes(), residual_dtype_).zero_();
     RowLosses losses = head(batch, x_ND, dx_ND);
-    for (std::size_t l = weights_.layer.size(); l-- > first_adapted_;) layer_backward(l, batch, pass, saved[l], dx_ND);
+    for (std::size_t l = weights_.layer.size(); l-- > first_adapted_;) {
+        const std::int64_t mark = arena_.mark();
+        if (options_.recompute) {
+            const at::Tensor input_ND = saved[l].x_ND;
+            (void)layer_forward(l, batch, pass, input_ND, &saved[l]);
+        }
+        layer_backward(l, batch, pass, saved[l], dx_ND);
+        arena_.release(mark);
+    }
     return losses;
 }
 
 RowLosses Engine::evaluate(const TokenBatch& batch) {
     const at::NoGradGuard no_grad;
-    arena_.reset();
+    reset_arenas();
     const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .dropout = 0.0}, nullptr);
     return head(batch, x_ND, {});
 }
 
 at::Tensor Engine::logits(const TokenBatch& batch) {
     const at::NoGradGuard no_grad;
-    arena_.reset();
+    reset_arenas();
     const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .dropout = 0.0}, nullptr);
     if (batch.cache != nullptr) {
         for (std::size_t s = 0; s < batch.spans.size(); ++s) batch.cache->length[s] += batch.spans[s].length;
     }
     const at::Tensor rows_LD = x_ND.index_select(0, batch.loss_row_L);
-    at::Tensor normed_LD = at::empty_like(rows_LD);
+    at::Tensor normed_LD = scratch_.take(rows_LD.sizes());
     ops::rms_norm(rows_LD, weights_.final_norm_D, weights_.config.rms_eps, normed_LD, {});
-    return at::mm(normed_LD, weights_.head_VD.t());
+    return head_.forward(normed_LD, scratch_).to(residual_dtype_, /*non_blocking=*/false, /*copy=*/true);
 }
 
 at::Tensor Engine::forward(const TokenBatch& batch, const LoraPass& pass, std::vector<Saved>* saved) {
-    const std::int64_t N = batch.token_N.size(0);
-    at::Tensor x_ND = arena_.take({N, weights_.config.hidden_size});
-    at::index_select_out(x_ND, weights_.embedding_VD, 0, batch.token_N);
-    if (saved != nullptr) {
-        for (std::size_t l = 0; l < weights_.layer.size(); ++l)
-            x_ND = layer_forward(l, batch, pass, x_ND, &(*saved)[l]);
-        return x_ND;
+    at::Tensor x_ND = arena_.take({batch.token_N.size(0), weights_.config.hidden_size}, residual_dtype_);
+    if (activation_dtype_ == residual_dtype_) {
+        at::index_select_out(x_ND, weights_.embedding_VD, 0, batch.token_N);
+    } else {
+        x_ND.copy_(weights_.embedding_VD.index_select(0, batch.token_N));
     }
-    // Without a backward only the residual stream survives a layer: two buffers take turns.
-    at::Tensor spare_ND = arena_.take(x_ND.sizes());
+    at::Tensor spare_ND;  // where nothing of a layer is kept, two buffers take turns
     for (std::size_t l = 0; l < weights_.layer.size(); ++l) {
+        const bool differentiated = saved != nullptr && l >= first_adapted_;
+        if (differentiated && !options_.recompute) {
+            x_ND = layer_forward(l, batch, pass, x_ND, &(*saved)[l]);
+            continue;
+        }
+        at::Tensor next_ND =
+            spare_ND.defined() && !differentiated ? spare_ND : arena_.take(x_ND.sizes(), residual_dtype_);
         const std::int64_t mark = arena_.mark();
-        spare_ND.copy_(layer_forward(l, batch, pass, x_ND, nullptr));
+        next_ND.copy_(layer_forward(l, batch, pass, x_ND, nullptr));
         arena_.release(mark);
-        std::swap(x_ND, spare_ND);
+        if (differentiated) {
+            (*saved)[l].x_ND = x_ND;
+        } else {
+            spare_ND = x_ND;
+        }
+        x_ND = next_ND;
     }
     return x_ND;
 }
@@ -136,53 +202,84 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
                                  Saved* saved) {
     const ModelConfig& config = weights_.config;
     const LayerWeights& layer = weights_.layer[l];
+    const FrozenLayer& frozen = frozen_[l];
     const std::int64_t N = x_ND.size(0);
     const std::int64_t Q = config.query_width();
     const std::int64_t KV = config.kv_width();
     const std::int64_t I = config.intermediate_size;
+    const std::int64_t scratch_mark = scratch_.mark();
     std::vector<std::vector<at::Tensor>> z(target_count);
-    const auto adapt = [&](Target target, const at::Tensor& input, const at::Tensor& output) {
-        const int matrix = placement_[l][target];
-        if (matrix >= 0 && !pass.runs.empty()) {
-            z[target] = lora_forward(pass, static_cast<std::size_t>(matrix), input, output, arena_);
+    const auto adapt = [&](std::initializer_list<int> targets, const at::Tensor& input,
+                           std::initializer_list<at::Tensor> outputs) {
+        if (pass.runs.empty() || !adapted(l, targets)) return;
+        const at::Tensor wide_input = as(input, residual_dtype_);
+        for (std::size_t i = 0; i < targets.size(); ++i) {
+            const auto target = static_cast<std::size_t>(targets.begin()[i]);
+            const int matrix = placement_[l][target];
+            if (matrix < 0) continue;
+            z[target] =
+                lora_forward(pass, static_cast<std::size_t>(matrix), wide_input, outputs.begin()[i], arena_, scratch_);
         }
     };
 
-    at::Tensor rstd_N = arena_.take({N});
-    at::Tensor normed_ND = arena_.take(x_ND.sizes());
-    ops::rms_norm(x_ND, layer.input_norm_D, config.rms_eps, normed_ND, rstd_N);
-    at::Tensor qkv_NX = arena_.take({N, Q + 2 * KV});
-    at::mm_out(qkv_NX, normed_ND, layer.qkv_XD.t());
+    at::Tensor rstd_N = arena_.take({N}, residual_dtype_);
+    at::Tensor normed_ND = scratch_.take(x_ND.sizes());
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rms_norm(x_ND, layer.input_norm_D, config.rms_eps, normed_ND, rstd_N);
+    }
+    at::Tensor qkv_NX;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.qkv.flops(N));
+        qkv_NX = frozen.qkv.forward(normed_ND, arena_);
+    }
     const at::Tensor q = qkv_NX.narrow(1, 0, Q);
     const at::Tensor k = qkv_NX.narrow(1, Q, KV);
     const at::Tensor v = qkv_NX.narrow(1, Q + KV, KV);
-    adapt(q_proj, normed_ND, q);
-    adapt(k_proj, normed_ND, k);
-    adapt(v_proj, normed_ND, v);
-    ops::rotary(q, config.heads, config.head_size, weights_.rotary, batch.position_N, +1);
-    ops::rotary(k, config.kv_heads, config.head_size, weights_.rotary, batch.position_N, +1);
+    adapt({q_proj, k_proj, v_proj}, normed_ND, {q, k, v});
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rotary(q, config.heads, config.head_size, weights_.rotary, batch.position_N, +1);
+        ops::rotary(k, config.kv_heads, config.head_size, weights_.rotary, batch.position_N, +1);
+    }
     at::Tensor attended_NQ = arena_.take({N, Q});
-    at::Tensor lse_NH = arena_.take({N, config.heads});
+    at::Tensor lse_NH = arena_.take({N, config.heads}, residual_dtype_);
     if (batch.cache == nullptr) {
+        const PartTimer timer(StepPart::attention, attention_flops(batch.spans, Q));
         ops::attention(q, k, v, config.heads, config.kv_heads, batch.spans, attended_NQ, lse_NH);
     } else {
         cached_attention(*batch.cache, l, q, k, v, config, batch.spans, attended_NQ);
     }
-    at::Tensor middle_ND = arena_.take(x_ND.sizes());
-    at::addmm_out(middle_ND, x_ND, attended_NQ, layer.o_DX.t());
-    adapt(o_proj, attended_NQ, middle_ND);
+    at::Tensor middle_ND;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.o.flops(N));
+        middle_ND = frozen.o.forward_add(attended_NQ, x_ND, arena_);
+    }
+    adapt({o_proj}, attended_NQ, {middle_ND});
 
-    at::Tensor middle_rstd_N = arena_.take({N});
-    ops::rms_norm(middle_ND, layer.mlp_norm_D, config.rms_eps, normed_ND, middle_rstd_N);
-    at::Tensor gate_up_N2I = arena_.take({N, 2 * I});
-    at::mm_out(gate_up_N2I, normed_ND, layer.gate_up_ID.t());
-    adapt(gate_proj, normed_ND, gate_up_N2I.narrow(1, 0, I));
-    adapt(up_proj, normed_ND, gate_up_N2I.narrow(1, I, I));
-    at::Tensor product_NI = arena_.take({N, I});
-    ops::swiglu(gate_up_N2I, product_NI);
-    at::Tensor out_ND = arena_.take(x_ND.sizes());
-    at::addmm_out(out_ND, middle_ND, product_NI, layer.down_DI.t());
-    adapt(down_proj, product_NI, out_ND);
+    at::Tensor middle_rstd_N = arena_.take({N}, residual_dtype_);
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rms_norm(middle_ND, layer.mlp_norm_D, config.rms_eps, normed_ND, middle_rstd_N);
+    }
+    at::Tensor gate_up_N2I;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.gate_up.flops(N));
+        gate_up_N2I = frozen.gate_up.forward(normed_ND, arena_);
+    }
+    adapt({gate_proj, up_proj}, normed_ND, {gate_up_N2I.narrow(1, 0, I), gate_up_N2I.narrow(1, I, I)});
+    at::Tensor product_NI = scratch_.take({N, I});
+    {
+        const PartTimer timer(StepPart::swiglu);
+        ops::swiglu(gate_up_N2I, product_NI);
+    }
+    at::Tensor out_ND;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.down.flops(N));
+        out_ND = frozen.down.forward_add(product_NI, middle_ND, arena_);
+    }
+    adapt({down_proj}, product_NI, {out_ND});
+    scratch_.release(scratch_mark);
 
     if (saved != nullptr) {
         *saved = {.x_ND = x_ND,
@@ -202,64 +299,95 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
                             at::Tensor dx_ND) {
     const ModelConfig& config = weights_.config;
     const LayerWeights& layer = weights_.layer[l];
+    const FrozenLayer& frozen = frozen_[l];
     const std::int64_t N = dx_ND.size(0);
     const std::int64_t Q = config.query_width();
     const std::int64_t KV = config.kv_width();
     const std::int64_t I = config.intermediate_size;
-    const std::int64_t mark = arena_.mark();
-    const auto adapted = [&](Target target) { return placement_[l][target] >= 0; };
-    const auto adapt = [&](Target target, const at::Tensor& d_output, const at::Tensor& input,
-                           const at::Tensor& d_input) {
-        if (adapted(target)) {
-            lora_backward(pass, static_cast<std::size_t>(placement_[l][target]), d_output, input, saved.z[target],
-                          d_input, arena_);
-        }
+    const std::int64_t scratch_mark = scratch_.mark();
+    const auto through = [&](const FrozenLinear& linear, const at::Tensor& dy) {
+        const PartTimer timer(StepPart::frozen_gemm, linear.flops(N));
+        return linear.backward(dy, scratch_);
     };
-    at::Tensor normed_ND = arena_.take(dx_ND.sizes());
-    at::Tensor d_normed_ND = arena_.take(dx_ND.sizes());
+    /// Gradients of the targets that read `input`, and their share of its gradient (where that is defined).
+    const auto adapt = [&](std::initializer_list<int> targets, std::initializer_list<at::Tensor> d_outputs,
+                           const at::Tensor& input, const at::Tensor& d_input) {
+        const std::int64_t mark = scratch_.mark();
+        const at::Tensor wide_input = as(input, residual_dtype_);
+        for (std::size_t i = 0; i < targets.size(); ++i) {
+            const auto target = static_cast<std::size_t>(targets.begin()[i]);
+            const int matrix = placement_[l][target];
+            if (matrix < 0) continue;
+            lora_backward(pass, static_cast<std::size_t>(matrix), as(d_outputs.begin()[i], residual_dtype_), wide_input,
+                          saved.z[target], d_input, scratch_);
+        }
+        scratch_.release(mark);
+    };
+    const auto norm = [&](const at::Tensor& x, const at::Tensor& w) {
+        const PartTimer timer(StepPart::norm_rotary);
+        at::Tensor normed_ND = scratch_.take(x.sizes());
+        ops::rms_norm(x, w, config.rms_eps, normed_ND, {});
+        return normed_ND;
+    };
+    const auto norm_backward = [&](const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w,
+                                   const at::Tensor& rstd) {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rms_norm_backward(dy, x, w, rstd, dx_ND);
+    };
 
     // Feed-forward: out = middle + down(silu(gate) * up)
-    at::Tensor d_product_NI = arena_.take({N, I});
-    at::mm_out(d_product_NI, dx_ND, layer.down_DI);
-    if (adapted(down_proj)) {
-        at::Tensor product_NI = arena_.take({N, I});
-        ops::swiglu(saved.gate_up_N2I, product_NI);
-        adapt(down_proj, dx_ND, product_NI, d_product_NI);
+    {
+        const at::Tensor dx_narrow = as(dx_ND, activation_dtype_);
+        const at::Tensor d_product_NI = through(frozen.down, dx_narrow);
+        if (adapted(l, {down_proj})) {
+            at::Tensor product_NI = scratch_.take({N, I});
+            {
+                const PartTimer timer(StepPart::swiglu);
+                ops::swiglu(saved.gate_up_N2I, product_NI);
+            }
+            adapt({down_proj}, {dx_ND}, product_NI, d_product_NI);
+        }
+        at::Tensor d_gate_up_N2I = scratch_.take({N, 2 * I});
+        {
+            const PartTimer timer(StepPart::swiglu);
+            ops::swiglu_backward(d_product_NI, saved.gate_up_N2I, d_gate_up_N2I);
+        }
+        const at::Tensor d_normed_ND = through(frozen.gate_up, d_gate_up_N2I);
+        if (adapted(l, {gate_proj, up_proj})) {
+            adapt({gate_proj, up_proj}, {d_gate_up_N2I.narrow(1, 0, I), d_gate_up_N2I.narrow(1, I, I)},
+                  norm(saved.middle_ND, layer.mlp_norm_D), d_normed_ND);
+        }
+        norm_backward(d_normed_ND, saved.middle_ND, layer.mlp_norm_D, saved.middle_rstd_N);
     }
-    at::Tensor d_gate_up_N2I = arena_.take({N, 2 * I});
-    ops::swiglu_backward(d_product_NI, saved.gate_up_N2I, d_gate_up_N2I);
-    at::mm_out(d_normed_ND, d_gate_up_N2I, layer.gate_up_ID);
-    if (adapted(gate_proj) || adapted(up_proj)) {
-        ops::rms_norm(saved.middle_ND, layer.mlp_norm_D, config.rms_eps, normed_ND, {});
-        adapt(gate_proj, d_gate_up_N2I.narrow(1, 0, I), normed_ND, d_normed_ND);
-        adapt(up_proj, d_gate_up_N2I.narrow(1, I, I), normed_ND, d_normed_ND);
-    }
-    ops::rms_norm_backward(d_normed_ND, saved.middle_ND, layer.mlp_norm_D, saved.middle_rstd_N, dx_ND);
+    scratch_.release(scratch_mark);
 
     // Attention: middle = x + o(attention(q, k, v))
-    at::Tensor d_attended_NQ = arena_.take({N, Q});
-    at::mm_out(d_attended_NQ, dx_ND, layer.o_DX);
-    adapt(o_proj, dx_ND, saved.attended_NQ, d_attended_NQ);
-    at::Tensor d_qkv_NX = arena_.take({N, Q + 2 * KV});
-    const auto column = [&](const at::Tensor& x, int part) {
-        return part == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (part - 1) * KV, KV);
+    const at::Tensor dx_narrow = as(dx_ND, activation_dtype_);
+    const at::Tensor d_attended_NQ = through(frozen.o, dx_narrow);
+    if (adapted(l, {o_proj})) adapt({o_proj}, {dx_ND}, saved.attended_NQ, d_attended_NQ);
+    at::Tensor d_qkv_NX = scratch_.take({N, Q + 2 * KV});
+    const auto part = [&](const at::Tensor& x, int which) {
+        return which == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (which - 1) * KV, KV);
     };
-    ops::attention_backward(column(saved.qkv_NX, 0), column(saved.qkv_NX, 1), column(saved.qkv_NX, 2), config.heads,
-                            config.kv_heads, batch.spans, saved.attended_NQ, saved.lse_NH, d_attended_NQ,
-                            {.q = column(d_qkv_NX, 0), .k = column(d_qkv_NX, 1), .v = column(d_qkv_NX, 2)});
-    ops::rotary(column(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);
-    ops::rotary(column(d_qkv_NX, 1), config.kv_heads, config.head_size, weights_.rotary, batch.position_N, -1);
-    const bool go_on = l > first_adapted_;  // below the first adapted layer nobody asks for a gradient
-    if (go_on) at::mm_out(d_normed_ND, d_qkv_NX, layer.qkv_XD);
-    if (adapted(q_proj) || adapted(k_proj) || adapted(v_proj)) {
-        ops::rms_norm(saved.x_ND, layer.input_norm_D, config.rms_eps, normed_ND, {});
-        const at::Tensor d_input = go_on ? d_normed_ND : at::Tensor();
-        adapt(q_proj, column(d_qkv_NX, 0), normed_ND, d_input);
-        adapt(k_proj, column(d_qkv_NX, 1), normed_ND, d_input);
-        adapt(v_proj, column(d_qkv_NX, 2), normed_ND, d_input);
+    {
+        const PartTimer timer(StepPart::attention, 2.5 * attention_flops(batch.spans, Q));
+        ops::attention_backward(part(saved.qkv_NX, 0), part(saved.qkv_NX, 1), part(saved.qkv_NX, 2), config.heads,
+                                config.kv_heads, batch.spans, saved.attended_NQ, saved.lse_NH, d_attended_NQ,
+                                {.q = part(d_qkv_NX, 0), .k = part(d_qkv_NX, 1), .v = part(d_qkv_NX, 2)});
     }
-    if (go_on) ops::rms_norm_backward(d_normed_ND, saved.x_ND, layer.input_norm_D, saved.rstd_N, dx_ND);
-    arena_.release(mark);
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rotary(part(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);
+        ops::rotary(part(d_qkv_NX, 1), config.kv_heads, config.head_size, weights_.rotary, batch.position_N, -1);
+    }
+    const bool go_on = l > first_adapted_;  // below the first adapted layer nobody asks for a gradient
+    const at::Tensor d_normed_ND = go_on ? through(frozen.qkv, d_qkv_NX) : at::Tensor();
+    if (adapted(l, {q_proj, k_proj, v_proj})) {
+        adapt({q_proj, k_proj, v_proj}, {part(d_qkv_NX, 0), part(d_qkv_NX, 1), part(d_qkv_NX, 2)},
+              norm(saved.x_ND, layer.input_norm_D), d_normed_ND);
+    }
+    if (go_on) norm_backward(d_normed_ND, saved.x_ND, layer.input_norm_D, saved.rstd_N);
+    scratch_.release(scratch_mark);
 }
 
 RowLosses Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND) {
@@ -269,32 +397,43 @@ RowLosses Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tens
     RowLosses losses{.loss_L = std::vector<double>(static_cast<std::size_t>(L)),
                      .correct_L = std::vector<std::uint8_t>(static_cast<std::size_t>(L))};
     if (L == 0) return losses;
-    at::Tensor rows_LD = arena_.take({L, D});
-    at::index_select_out(rows_LD, x_ND, 0, batch.loss_row_L);
-    at::Tensor rstd_L = arena_.take({L});
-    at::Tensor normed_LD = arena_.take({L, D});
-    ops::rms_norm(rows_LD, weights_.final_norm_D, weights_.config.rms_eps, normed_LD, rstd_L);
-    at::Tensor d_normed_LD = want_gradient ? arena_.take({L, D}) : at::Tensor();
-    const std::int64_t mark = arena_.mark();
-    at::Tensor logits = arena_.take({std::min(L, head_chunk_rows), weights_.config.vocab_size});
-    for (std::int64_t begin = 0; begin < L; begin += head_chunk_rows) {
-        const std::int64_t rows = std::min(head_chunk_rows, L - begin);
-        at::Tensor chunk = logits.narrow(0, 0, rows);
-        at::mm_out(chunk, normed_LD.narrow(0, begin, rows), weights_.head_VD.t());
-        ops::cross_entropy(chunk, batch.target_L.narrow(0, begin, rows),
-                           want_gradient ? batch.row_scale_L.narrow(0, begin, rows) : at::Tensor(),
-                           losses.loss_L.data() + begin, losses.correct_L.data() + begin, want_gradient);
-        if (want_gradient) {
-            at::Tensor target = d_normed_LD.narrow(0, begin, rows);
-            at::mm_out(target, chunk, weights_.head_VD);
-        }
+    const std::int64_t scratch_mark = scratch_.mark();
+    at::Tensor rows_LD = scratch_.take({L, D}, residual_dtype_);
+    at::Tensor rstd_L = scratch_.take({L}, residual_dtype_);
+    at::Tensor normed_LD = scratch_.take({L, D});
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        at::index_select_out(rows_LD, x_ND, 0, batch.loss_row_L);
+        ops::rms_norm(rows_LD, weights_.final_norm_D, weights_.config.rms_eps, normed_LD, rstd_L);
     }
-    arena_.release(mark);
+    at::Tensor d_normed_LD = want_gradient ? scratch_.take({L, D}) : at::Tensor();
+    for (std::int64_t begin = 0; begin < L; begin += head_chunk_rows) {
+        const std::int64_t mark = scratch_.mark();
+        const std::int64_t rows = std::min(head_chunk_rows, L - begin);
+        at::Tensor chunk;
+        {
+            const PartTimer timer(StepPart::head_gemm, head_.flops(rows));
+            chunk = head_.forward(normed_LD.narrow(0, begin, rows), scratch_);
+        }
+        {
+            const PartTimer timer(StepPart::cross_entropy);
+            ops::cross_entropy(chunk, batch.target_L.narrow(0, begin, rows),
+                               want_gradient ? batch.row_scale_L.narrow(0, begin, rows) : at::Tensor(),
+                               losses.loss_L.data() + begin, losses.correct_L.data() + begin, want_gradient);
+        }
+        if (want_gradient) {
+            const PartTimer timer(StepPart::head_gemm, head_.flops(rows));
+            d_normed_LD.narrow(0, begin, rows).copy_(head_.backward(chunk, scratch_));
+        }
+        scratch_.release(mark);
+    }
     if (want_gradient) {
-        at::Tensor d_rows_LD = arena_.zeros({L, D});
+        const PartTimer timer(StepPart::norm_rotary);
+        at::Tensor d_rows_LD = scratch_.take({L, D}, residual_dtype_).zero_();
         ops::rms_norm_backward(d_normed_LD, rows_LD, weights_.final_norm_D, rstd_L, d_rows_LD);
         dx_ND.index_copy_(0, batch.loss_row_L, d_rows_LD);
     }
+    scratch_.release(scratch_mark);
     return losses;
 }
 

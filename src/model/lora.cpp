@@ -4,6 +4,8 @@
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/random.hpp"
+#include "hetlora/tensor/ops.hpp"
+#include "hetlora/tensor/profile.hpp"
 
 namespace hetlora {
 namespace {
@@ -49,10 +51,36 @@ at::Tensor adapter_input(const LoraPass& pass, const RowRun& run, std::size_t ma
                          Arena& arena) {
     const at::Tensor x = run_rows(x_ND, run);
     if (pass.dropout == 0.0) return x;
-    at::Tensor masked = arena.take(x.sizes());
+    at::Tensor masked = arena.take(x.sizes(), x.scalar_type());
     masked.copy_(x);
     apply_dropout(run, matrix, pass.dropout, masked);
     return masked;
+}
+
+/// FLOPs of z = x A^T and y += z B^T for a run.
+double lora_flops(const RowRun& run, const at::Tensor& x_ND, const at::Tensor& y_NO) {
+    return 2.0 * static_cast<double>(run.clients * run.rows_per_client * run.group->width()) *
+           static_cast<double>(x_ND.size(1) + y_NO.size(1));
+}
+
+at::Tensor flat_rows(const at::Tensor& x_ND, const RowRun& run) {
+    return x_ND.narrow(0, run.row0, run.clients * run.rows_per_client);
+}
+
+/// Whether our own kernels take these: on the CPU, and nothing narrower than the adapters.
+bool use_kernels(const at::Tensor& x, const at::Tensor& other) {
+    return x.is_cpu() && x.scalar_type() == other.scalar_type();
+}
+
+/// target += scale * left right, also where target is narrower than the factors (one rounding, at the end).
+void add_product(at::Tensor target, const at::Tensor& left, const at::Tensor& right, double scale, Arena& scratch) {
+    if (target.scalar_type() == left.scalar_type()) {
+        target.baddbmm_(left, right, 1, scale);
+        return;
+    }
+    at::Tensor product = scratch.take(target.sizes(), left.scalar_type());
+    at::bmm_out(product, left, right);
+    target.add_(product, scale);
 }
 
 at::Tensor of_run(const at::Tensor& per_client, const RowRun& run) {
@@ -128,45 +156,62 @@ std::vector<double> AdapterGroup::get_gradient(std::int64_t client, std::int64_t
 }
 
 std::vector<at::Tensor> lora_forward(const LoraPass& pass, std::size_t matrix, const at::Tensor& x_ND, at::Tensor y_NO,
-                                     Arena& arena) {
+                                     Arena& arena, Arena& scratch) {
     std::vector<at::Tensor> z_of_run;
     z_of_run.reserve(pass.runs.size());
     for (const RowRun& run : pass.runs) {
+        const PartTimer timer(StepPart::lora, lora_flops(run, x_ND, y_NO));
+        const std::int64_t mark = scratch.mark();
         const LoraMatrix& lora = run.group->matrices[matrix];
-        const at::Tensor x = adapter_input(pass, run, matrix, x_ND, arena);
-        at::Tensor z = arena.take({run.clients, run.rows_per_client, run.group->width()});
-        at::bmm_out(z, x, of_run(lora.a_CWD, run).transpose(1, 2));
-        run_rows(y_NO, run).baddbmm_(z, of_run(lora.bt_CWO, run), 1, run.scale);
+        const at::Tensor x = adapter_input(pass, run, matrix, x_ND, scratch);
+        at::Tensor z = arena.take({run.clients, run.rows_per_client, run.group->width()}, x.scalar_type());
+        if (use_kernels(x, y_NO)) {
+            ops::lora_forward(x.flatten(0, 1), of_run(lora.a_CWD, run), of_run(lora.bt_CWO, run), run.scale,
+                              flat_rows(y_NO, run), z);
+        } else {
+            at::bmm_out(z, x, of_run(lora.a_CWD, run).transpose(1, 2));
+            add_product(run_rows(y_NO, run), z, of_run(lora.bt_CWO, run), run.scale, scratch);
+        }
         z_of_run.push_back(std::move(z));
+        scratch.release(mark);
     }
     return z_of_run;
 }
 
 void lora_backward(const LoraPass& pass, std::size_t matrix, const at::Tensor& dy_NO, const at::Tensor& x_ND,
-                   const std::vector<at::Tensor>& z_of_run, at::Tensor dx_ND, Arena& arena) {
-    const std::int64_t mark = arena.mark();
+                   const std::vector<at::Tensor>& z_of_run, at::Tensor dx_ND, Arena& scratch) {
     for (std::size_t r = 0; r < pass.runs.size(); ++r) {
         const RowRun& run = pass.runs[r];
+        const PartTimer timer(StepPart::lora, (dx_ND.defined() ? 2.0 : 1.5) * lora_flops(run, x_ND, dy_NO));
+        const std::int64_t mark = scratch.mark();
         const LoraMatrix& lora = run.group->matrices[matrix];
-        const at::Tensor x = adapter_input(pass, run, matrix, x_ND, arena);
+        const at::Tensor x = adapter_input(pass, run, matrix, x_ND, scratch);
+        if (pass.dropout == 0.0 && use_kernels(x, dx_ND.defined() ? dx_ND : dy_NO)) {
+            ops::lora_backward(x.flatten(0, 1), flat_rows(dy_NO, run), z_of_run[r], of_run(lora.a_CWD, run),
+                               of_run(lora.bt_CWO, run), run.scale, of_run(lora.grad_a_CWD, run),
+                               of_run(lora.grad_bt_CWO, run), dx_ND.defined() ? flat_rows(dx_ND, run) : dx_ND);
+            scratch.release(mark);
+            continue;
+        }
         const at::Tensor dy = run_rows(dy_NO, run);
-        at::Tensor dz = arena.take({run.clients, run.rows_per_client, run.group->width()});
+        at::Tensor dz = scratch.take({run.clients, run.rows_per_client, run.group->width()}, x.scalar_type());
         at::bmm_out(dz, dy, of_run(lora.bt_CWO, run).transpose(1, 2));
         dz.mul_(run.scale);
         of_run(lora.grad_bt_CWO, run).baddbmm_(z_of_run[r].transpose(1, 2), dy, 0, run.scale);
         of_run(lora.grad_a_CWD, run).baddbmm_(dz.transpose(1, 2), x, 0, 1);
-        if (!dx_ND.defined()) continue;
-        at::Tensor dx = run_rows(dx_ND, run);
-        if (pass.dropout == 0.0) {
-            dx.baddbmm_(dz, of_run(lora.a_CWD, run), 1, 1);
-        } else {
-            at::Tensor masked = arena.take(x.sizes());
-            at::bmm_out(masked, dz, of_run(lora.a_CWD, run));
-            apply_dropout(run, matrix, pass.dropout, masked);
-            dx.add_(masked);
+        if (dx_ND.defined()) {
+            at::Tensor dx = run_rows(dx_ND, run);
+            if (pass.dropout == 0.0) {
+                add_product(dx, dz, of_run(lora.a_CWD, run), 1.0, scratch);
+            } else {
+                at::Tensor masked = scratch.take(x.sizes(), x.scalar_type());
+                at::bmm_out(masked, dz, of_run(lora.a_CWD, run));
+                apply_dropout(run, matrix, pass.dropout, masked);
+                dx.add_(masked);
+            }
         }
+        scratch.release(mark);
     }
-    arena.release(mark);
 }
 
 }  // namespace hetlora

@@ -57,18 +57,19 @@ LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions
     LlamaWeights weights;
     weights.config = config;
     const std::int64_t D = config.hidden_size;
+    const at::TensorOptions wide = options.dtype() == at::kBFloat16 ? options.dtype(at::kFloat) : options;
     weights.embedding_VD = at::empty({config.vocab_size, D}, options);
     for (std::int64_t l = 0; l < config.layers; ++l) {
-        weights.layer.push_back({.input_norm_D = at::empty({D}, options),
+        weights.layer.push_back({.input_norm_D = at::empty({D}, wide),
                                  .qkv_XD = at::empty({config.query_width() + 2 * config.kv_width(), D}, options),
                                  .o_DX = at::empty({D, config.query_width()}, options),
-                                 .mlp_norm_D = at::empty({D}, options),
+                                 .mlp_norm_D = at::empty({D}, wide),
                                  .gate_up_ID = at::empty({2 * config.intermediate_size, D}, options),
                                  .down_DI = at::empty({D, config.intermediate_size}, options)});
     }
-    weights.final_norm_D = at::empty({D}, options);
+    weights.final_norm_D = at::empty({D}, wide);
     weights.head_VD = config.tied_head ? weights.embedding_VD : at::empty({config.vocab_size, D}, options);
-    weights.rotary = ops::make_rotary_table(config.max_positions, config.head_size, config.rope_theta, options);
+    weights.rotary = ops::make_rotary_table(config.max_positions, config.head_size, config.rope_theta, wide);
     return weights;
 }
 

@@ -9,6 +9,7 @@ namespace hetlora {
     namespace level_##level {                        \
         extern const Kernels<float> float_kernels;   \
         extern const Kernels<double> double_kernels; \
+        extern const Kernels<Bfloat16> bf16_kernels; \
     }
 HETLORA_DECLARE_LEVEL(baseline)
 #ifdef HETLORA_X86
@@ -24,8 +25,13 @@ VectorLevel current = best_vector_level();
 }  // namespace
 
 std::int64_t attention_scratch_size(std::int64_t length, std::int64_t head_size) {
-    constexpr std::int64_t query_block = 32;  // as in kernels.inc
-    return 2 * length * (head_size + query_block);
+    constexpr std::int64_t query_block = 32;      // as in kernels.inc
+    constexpr std::int64_t widest_tile = 2 * 16;  // two vectors of the highest level
+    return 2 * (length + widest_tile) * (head_size + query_block) + 3 * (length + query_block) * head_size;
+}
+
+std::int64_t lora_scratch_size(const LoraShape& shape) {
+    return shape.width * (shape.inputs > shape.outputs ? shape.inputs : shape.outputs) + 2 * shape.rows * shape.width;
 }
 
 VectorLevel best_vector_level() {
@@ -62,22 +68,32 @@ std::string_view to_string(VectorLevel level) {
     return "baseline";
 }
 
-template <>
-const Kernels<float>& kernels<float>() {
-#ifdef HETLORA_X86
-    if (current == VectorLevel::avx512) return level_avx512::float_kernels;
-    if (current == VectorLevel::avx2) return level_avx2::float_kernels;
-#endif
-    return level_baseline::float_kernels;
+namespace {
+
+template <typename S>
+const Kernels<S>& choose(const Kernels<S>& baseline, const Kernels<S>& avx2, const Kernels<S>& avx512) {
+    return current == VectorLevel::avx512 ? avx512 : current == VectorLevel::avx2 ? avx2 : baseline;
 }
 
+}  // namespace
+
+#ifdef HETLORA_X86
+#define HETLORA_CHOOSE(table) choose(level_baseline::table, level_avx2::table, level_avx512::table)
+#else
+#define HETLORA_CHOOSE(table) choose(level_baseline::table, level_baseline::table, level_baseline::table)
+#endif
+
+template <>
+const Kernels<float>& kernels<float>() {
+    return HETLORA_CHOOSE(float_kernels);
+}
 template <>
 const Kernels<double>& kernels<double>() {
-#ifdef HETLORA_X86
-    if (current == VectorLevel::avx512) return level_avx512::double_kernels;
-    if (current == VectorLevel::avx2) return level_avx2::double_kernels;
-#endif
-    return level_baseline::double_kernels;
+    return HETLORA_CHOOSE(double_kernels);
+}
+template <>
+const Kernels<Bfloat16>& kernels<Bfloat16>() {
+    return HETLORA_CHOOSE(bf16_kernels);
 }
 
 }  // namespace hetlora

@@ -9,15 +9,31 @@
 namespace hetlora::ops {
 namespace {
 
-/// Calls body(T{}) with T = float or double.
+/// Calls body(S{}) with the type that the kernels store the tensor's elements as.
 template <typename Body>
 void with_scalar(const at::Tensor& tensor, Body body) {
     if (tensor.scalar_type() == at::kFloat) {
         body(float{});
     } else if (tensor.scalar_type() == at::kDouble) {
         body(double{});
+    } else if (tensor.scalar_type() == at::kBFloat16) {
+        body(Bfloat16{});
     } else {
         throw bug_error("the CPU kernels have no {} version", c10::toString(tensor.scalar_type()));
+    }
+}
+
+template <typename S>
+using Compute = typename ComputeType<S>::type;
+
+/// The elements as the kernels know them.
+/// @pre the tensor's dtype is S's (data_ptr checks it, but for bfloat16, which goes by another name here)
+template <typename S>
+S* data_of(const at::Tensor& tensor) {
+    if constexpr (std::is_same_v<S, Bfloat16>) {
+        return reinterpret_cast<Bfloat16*>(tensor.data_ptr<at::BFloat16>());
+    } else {
+        return tensor.data_ptr<S>();
     }
 }
 
@@ -30,13 +46,13 @@ std::int64_t row_grain(std::int64_t width) {
 
 void rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor y, at::Tensor rstd) {
     if (!x.is_cpu()) return aten::rms_norm(x, w, eps, y, rstd);
-    with_scalar(x, [&](auto zero) {
-        using T = decltype(zero);
+    with_scalar(y, [&](auto zero) {
+        using S = decltype(zero);
+        using T = Compute<S>;
         const std::int64_t width = x.size(1);
         at::parallel_for(0, x.size(0), row_grain(width), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().rms_norm(x.const_data_ptr<T>() + begin * width, w.const_data_ptr<T>(),
-                                  y.data_ptr<T>() + begin * width,
-                                  rstd.defined() ? rstd.data_ptr<T>() + begin : nullptr, end - begin, width, eps);
+            kernels<S>().rms_norm(data_of<T>(x) + begin * width, data_of<T>(w), data_of<S>(y) + begin * width,
+                                  rstd.defined() ? data_of<T>(rstd) + begin : nullptr, end - begin, width, eps);
         });
     });
 }
@@ -44,13 +60,28 @@ void rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor y
 void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
                        at::Tensor dx) {
     if (!x.is_cpu()) return aten::rms_norm_backward(dy, x, w, rstd, dx);
-    with_scalar(x, [&](auto zero) {
-        using T = decltype(zero);
+    with_scalar(dy, [&](auto zero) {
+        using S = decltype(zero);
+        using T = Compute<S>;
         const std::int64_t width = x.size(1);
         at::parallel_for(0, x.size(0), row_grain(width), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().rms_norm_backward(
-                dy.const_data_ptr<T>() + begin * width, x.const_data_ptr<T>() + begin * width, w.const_data_ptr<T>(),
-                rstd.const_data_ptr<T>() + begin, dx.data_ptr<T>() + begin * width, end - begin, width);
+            kernels<S>().rms_norm_backward(data_of<S>(dy) + begin * width, data_of<T>(x) + begin * width, data_of<T>(w),
+                                           data_of<T>(rstd) + begin, data_of<T>(dx) + begin * width, end - begin,
+                                           width);
+        });
+    });
+}
+
+void add(const at::Tensor& x, const at::Tensor& y, at::Tensor out) {
+    if (!x.is_cpu()) {
+        at::add_out(out, x, y);
+        return;
+    }
+    with_scalar(y, [&](auto zero) {
+        using S = decltype(zero);
+        using T = Compute<S>;
+        at::parallel_for(0, x.numel(), 16384, [&](std::int64_t begin, std::int64_t end) {
+            kernels<S>().add(data_of<T>(x) + begin, data_of<S>(y) + begin, data_of<T>(out) + begin, end - begin);
         });
     });
 }
@@ -81,12 +112,13 @@ void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const Rota
             const at::Tensor& position, int direction) {
     if (!x.is_cpu()) return aten::rotary(x, heads, head_size, table, position, direction);
     with_scalar(x, [&](auto zero) {
-        using T = decltype(zero);
+        using S = decltype(zero);
+        using T = Compute<S>;
         const std::int64_t stride = x.stride(0);
         at::parallel_for(0, x.size(0), row_grain(heads * head_size), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().rotary(x.data_ptr<T>() + begin * stride, stride, table.cos.const_data_ptr<T>(),
-                                table.sin.const_data_ptr<T>(), position.const_data_ptr<std::int32_t>() + begin,
-                                end - begin, heads, head_size, direction);
+            kernels<S>().rotary(data_of<S>(x) + begin * stride, stride, data_of<T>(table.cos), data_of<T>(table.sin),
+                                position.const_data_ptr<std::int32_t>() + begin, end - begin, heads, head_size,
+                                direction);
         });
     });
 }
@@ -94,11 +126,11 @@ void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const Rota
 void swiglu(const at::Tensor& gate_up, at::Tensor out) {
     if (!gate_up.is_cpu()) return aten::swiglu(gate_up, out);
     with_scalar(gate_up, [&](auto zero) {
-        using T = decltype(zero);
+        using S = decltype(zero);
         const std::int64_t width = out.size(1);
         at::parallel_for(0, out.size(0), row_grain(width), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().swiglu(gate_up.const_data_ptr<T>() + begin * 2 * width, out.data_ptr<T>() + begin * width,
-                                end - begin, width);
+            kernels<S>().swiglu(data_of<S>(gate_up) + begin * 2 * width, data_of<S>(out) + begin * width, end - begin,
+                                width);
         });
     });
 }
@@ -106,12 +138,11 @@ void swiglu(const at::Tensor& gate_up, at::Tensor out) {
 void swiglu_backward(const at::Tensor& d_out, const at::Tensor& gate_up, at::Tensor dgate_up) {
     if (!gate_up.is_cpu()) return aten::swiglu_backward(d_out, gate_up, dgate_up);
     with_scalar(gate_up, [&](auto zero) {
-        using T = decltype(zero);
+        using S = decltype(zero);
         const std::int64_t width = d_out.size(1);
         at::parallel_for(0, d_out.size(0), row_grain(width), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().swiglu_backward(d_out.const_data_ptr<T>() + begin * width,
-                                         gate_up.const_data_ptr<T>() + begin * 2 * width,
-                                         dgate_up.data_ptr<T>() + begin * 2 * width, end - begin, width);
+            kernels<S>().swiglu_backward(data_of<S>(d_out) + begin * width, data_of<S>(gate_up) + begin * 2 * width,
+                                         data_of<S>(dgate_up) + begin * 2 * width, end - begin, width);
         });
     });
 }
@@ -144,14 +175,16 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
     const AttentionShape shape = attention_shape(q, k, heads, kv_heads, out);
     const std::int64_t scratch_size = attention_scratch_size(longest(spans), shape.head_size);
     with_scalar(q, [&](auto zero) {
-        using T = decltype(zero);
-        at::parallel_for(0, std::ssize(spans) * heads, 1, [&](std::int64_t begin, std::int64_t end) {
+        using S = decltype(zero);
+        using T = Compute<S>;
+        at::parallel_for(0, std::ssize(spans) * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
             thread_local std::vector<T> scratch;
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t task = begin; task < end; ++task) {
-                kernels<T>().attention(q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(),
-                                       out.data_ptr<T>(), lse.defined() ? lse.data_ptr<T>() : nullptr, shape,
-                                       spans[static_cast<std::size_t>(task / heads)], task % heads, scratch.data());
+                kernels<S>().attention(data_of<S>(q), data_of<S>(k), data_of<S>(v), data_of<S>(out),
+                                       lse.defined() ? data_of<T>(lse) : nullptr, shape,
+                                       spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads,
+                                       scratch.data());
             }
         });
     });
@@ -168,16 +201,82 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
     }
     const std::int64_t scratch_size = attention_scratch_size(longest(spans), shape.head_size);
     with_scalar(q, [&](auto zero) {
-        using T = decltype(zero);
+        using S = decltype(zero);
+        using T = Compute<S>;
         at::parallel_for(0, std::ssize(spans) * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
             thread_local std::vector<T> scratch;
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t task = begin; task < end; ++task) {
-                kernels<T>().attention_backward(
-                    q.const_data_ptr<T>(), k.const_data_ptr<T>(), v.const_data_ptr<T>(), out.const_data_ptr<T>(),
-                    lse.const_data_ptr<T>(), d_out.const_data_ptr<T>(), gradient.q.data_ptr<T>(),
-                    gradient.k.data_ptr<T>(), gradient.v.data_ptr<T>(), shape,
+                kernels<S>().attention_backward(
+                    data_of<S>(q), data_of<S>(k), data_of<S>(v), data_of<S>(out), data_of<T>(lse), data_of<S>(d_out),
+                    data_of<S>(gradient.q), data_of<S>(gradient.k), data_of<S>(gradient.v), shape,
                     spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads, scratch.data());
+            }
+        });
+    });
+}
+
+namespace {
+
+LoraShape lora_shape(const at::Tensor& x, const at::Tensor& y, const at::Tensor& z_CRW, double scale) {
+    return {.rows = z_CRW.size(1),
+            .inputs = x.size(1),
+            .outputs = y.size(1),
+            .width = z_CRW.size(2),
+            .x_stride = x.stride(0),
+            .y_stride = y.stride(0),
+            .dx_stride = 0,
+            .scale = scale};
+}
+
+}  // namespace
+
+void lora_forward(const at::Tensor& x, const at::Tensor& a, const at::Tensor& bt, double scale, at::Tensor y,
+                  at::Tensor z) {
+    // A client's rows may be shared out: each part is a call of its own.
+    LoraShape shape = lora_shape(x, y, z, scale);
+    constexpr std::int64_t block = 64;
+    const std::int64_t rows = shape.rows;
+    const std::int64_t blocks = (rows + block - 1) / block;
+    shape.rows = std::min(rows, block);
+    const std::int64_t scratch_size = lora_scratch_size(shape);
+    with_scalar(x, [&](auto zero) {
+        using T = Compute<decltype(zero)>;
+        at::parallel_for(0, z.size(0) * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+            thread_local std::vector<T> scratch;
+            scratch.resize(static_cast<std::size_t>(scratch_size));
+            for (std::int64_t task = begin; task < end; ++task) {
+                const std::int64_t client = task / blocks;
+                const std::int64_t first = task % blocks * block;
+                LoraShape part = shape;
+                part.rows = std::min(block, rows - first);
+                kernels<T>().lora_forward(
+                    data_of<T>(x) + (client * rows + first) * part.x_stride, data_of<T>(a) + client * a.stride(0),
+                    data_of<T>(bt) + client * bt.stride(0), data_of<T>(z) + (client * rows + first) * part.width,
+                    data_of<T>(y) + (client * rows + first) * part.y_stride, part, scratch.data());
+            }
+        });
+    });
+}
+
+void lora_backward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& z, const at::Tensor& a,
+                   const at::Tensor& bt, double scale, at::Tensor da, at::Tensor dbt, at::Tensor dx) {
+    LoraShape shape = lora_shape(x, dy, z, scale);
+    shape.dx_stride = dx.defined() ? dx.stride(0) : 0;
+    const std::int64_t scratch_size = lora_scratch_size(shape);
+    with_scalar(x, [&](auto zero) {
+        using T = Compute<decltype(zero)>;
+        at::parallel_for(0, z.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
+            thread_local std::vector<T> scratch;
+            scratch.resize(static_cast<std::size_t>(scratch_size));
+            for (std::int64_t client = begin; client < end; ++client) {
+                const std::int64_t row = client * shape.rows;
+                kernels<T>().lora_backward(
+                    data_of<T>(x) + row * shape.x_stride, data_of<T>(dy) + row * shape.y_stride,
+                    data_of<T>(z) + row * shape.width, data_of<T>(a) + client * a.stride(0),
+                    data_of<T>(bt) + client * bt.stride(0), data_of<T>(da) + client * da.stride(0),
+                    data_of<T>(dbt) + client * dbt.stride(0),
+                    dx.defined() ? data_of<T>(dx) + row * shape.dx_stride : nullptr, shape, scratch.data());
             }
         });
     });
@@ -187,12 +286,12 @@ void cross_entropy(at::Tensor logits, const at::Tensor& target, const at::Tensor
                    std::uint8_t* correct, bool want_gradient) {
     if (!logits.is_cpu()) return aten::cross_entropy(logits, target, row_scale, loss, correct, want_gradient);
     with_scalar(logits, [&](auto zero) {
-        using T = decltype(zero);
+        using S = decltype(zero);
         const std::int64_t vocabulary = logits.size(1);
         at::parallel_for(0, logits.size(0), row_grain(vocabulary), [&](std::int64_t begin, std::int64_t end) {
-            kernels<T>().cross_entropy(
-                logits.data_ptr<T>() + begin * vocabulary, target.const_data_ptr<std::int64_t>() + begin,
-                want_gradient ? row_scale.const_data_ptr<T>() + begin : nullptr, loss + begin,
+            kernels<S>().cross_entropy(
+                data_of<S>(logits) + begin * vocabulary, target.const_data_ptr<std::int64_t>() + begin,
+                want_gradient ? data_of<Compute<S>>(row_scale) + begin : nullptr, loss + begin,
                 correct == nullptr ? nullptr : correct + begin, end - begin, vocabulary, want_gradient);
         });
     });

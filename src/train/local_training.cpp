@@ -6,11 +6,13 @@
 #include <memory>
 #include <numbers>
 #include <numeric>
+#include <optional>
 
 #include "hetlora/base/random.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/data/batches.hpp"
 #include "hetlora/model/batch.hpp"
+#include "hetlora/tensor/profile.hpp"
 #include "hetlora/train/client_update.hpp"
 
 namespace hetlora {
@@ -93,6 +95,7 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
     }
 
     for (std::int64_t step = 0; step < most_steps; ++step) {
+        std::optional<PartTimer> timer(std::in_place, StepPart::batch);
         std::vector<std::size_t> active;  // tasks in the order of the batch's rows
         std::vector<BatchClient> clients;
         std::vector<std::vector<WindowTokens>> tokens;  // keeps alive what the batch's spans point at
@@ -119,7 +122,10 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
                 active.push_back(t);
             }
         }
-        const RowLosses losses = engine.train(make_batch(engine.weights(), clients), options.dropout);
+        const TokenBatch batch = make_batch(engine.weights(), clients);
+        timer.reset();
+        const RowLosses losses = engine.train(batch, options.dropout);
+        timer.emplace(StepPart::optimizer);
 
         std::size_t row = 0;
         for (const std::size_t t : active) {

@@ -226,11 +226,12 @@ TEST(LoadProblem, words_out_of_a_closed_set_are_named_with_the_nearest) {
     EXPECT_EQ(problems("", {"strategy.preset=hetlor"}),
               Texts{"command line: strategy.preset = hetlor: 'hetlor' is not one of hetlora | hetlora-agg | zeropad | "
                     "fedavg | homlora | fedit; did you mean hetlora?"});
-    EXPECT_EQ(problems("", {"model.precision=bf16"}),
-              Texts{"command line: model.precision = bf16: bf16 is not implemented yet; use fp32 or fp64"});
-    EXPECT_EQ(
-        problems("", {"model.precision=flot32"}),
-        Texts{"command line: model.precision = flot32: 'flot32' is not one of fp32 | fp64; did you mean float32?"});
+    EXPECT_EQ(problems("", {"compute.gemm=widened"}).size(), 1U);
+    EXPECT_EQ(problems("", {"compute.gemm=widened", "model.precision=bf16", "compute.pack_tokens=auto"}), Texts{});
+    EXPECT_EQ(problems("", {"compute.gemm=onednn", "model.precision=fp64"}).size(), 1U);
+    EXPECT_EQ(problems("", {"compute.pack_tokens=100"}).size(), 1U) << "data.sequence_length is 128";
+    EXPECT_EQ(problems("", {"model.precision=flot32"}), Texts{"command line: model.precision = flot32: 'flot32' is not "
+                                                              "one of fp32 | fp64 | bf16; did you mean float32?"});
 }
 
 TEST(LoadProblem, lists_are_checked_part_by_part) {

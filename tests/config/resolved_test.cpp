@@ -84,7 +84,7 @@ TEST(Identity, what_cannot_change_the_result_is_no_part_of_it) {
     EXPECT_EQ(base.size(), 64U);
     for (const char* other :
          {"experiment.name=x", "experiment.tags=x", "experiment.rounds=99", "model.path=/x", "data.path=/x",
-          "compute.device=cpu", "compute.threads=7", "compute.pack_tokens=99", "compute.vector=avx2", "output.dir=/x",
+          "compute.device=cpu", "compute.threads=7", "compute.pack_tokens=990", "compute.vector=avx2", "output.dir=/x",
           "output.trace=true", "evaluation.samples=3", "pretrain.layers=2", "lora.rank_max=32", "experiment.seed=0",
           "local.learning_rate=0.0020", "lora.targets=v_proj,q_proj"}) {
         EXPECT_EQ(identity({other}), base) << other;

@@ -36,7 +36,9 @@ ENGINE = "src/model/engine.cpp"
 UPDATE = "src/train/client_update.cpp"
 TRAINING = "src/train/local_training.cpp"
 CORPUS = "src/data/corpus.cpp"
-KERNELS = "src/tensor/kernels.inc"
+KERNELS = "src/tensor/kernels_rows.inc"
+ATTENTION = "src/tensor/kernels_attention.inc"
+LORA_KERNELS = "src/tensor/kernels_lora.inc"
 EVALUATION = "src/train/evaluation.cpp"
 ROUND = "src/fed/round.cpp"
 
@@ -44,9 +46,9 @@ MUTATIONS = [
     # The model
     Mutation(
         "LoRA without its scale s in the forward",
-        LORA,
-        "run_rows(y_NO, run).baddbmm_(z, of_run(lora.bt_CWO, run), 1, run.scale);",
-        "run_rows(y_NO, run).baddbmm_(z, of_run(lora.bt_CWO, run), 1, 1.0);",
+        LORA_KERNELS,
+        "scale_into(z, static_cast<T>(shape.scale), shape.rows * W, scaled);",
+        "scale_into(z, T{1}, shape.rows * W, scaled);",
         ("model_test",),
     ),
     Mutation(
@@ -74,15 +76,15 @@ MUTATIONS = [
     Mutation(
         "rotary turned forwards in the backward of q",
         ENGINE,
-        "ops::rotary(column(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);",
-        "ops::rotary(column(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, +1);",
+        "ops::rotary(part(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);",
+        "ops::rotary(part(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, +1);",
         ("model_test",),
     ),
     Mutation(
         "attention sees later tokens of its block (causal mask)",
-        KERNELS,
+        ATTENTION,
         "const int64_t seen = i0 + i + 1;\n            T largest",
-        "const int64_t seen = visible;\n            T largest",
+        "const int64_t seen = last_key(i0, i / 4 * 4, rows);\n            T largest",
         ("tensor_test", "model_test"),
     ),
     # Local training

@@ -1,6 +1,7 @@
 """Wrong configs, data and models: one message that says what, where and how, the exit code, nothing written."""
 
 import json
+import re
 import shutil
 import struct
 import sys
@@ -59,10 +60,11 @@ WORDS = {
     "rank_min > rank_max": (["lora.rank_min=9"], ["rank_min", "9", "rank_max", "8"]),
     "rank_max > matrix": (["lora.rank_max=17"], ["17", "v_proj", "16"]),
     "too many clients": (["experiment.clients_per_round=11"], ["clients_per_round = 11", "10 of 12", "min_windows"]),
-    "too long windows": (["data.sequence_length=257"], ["257", "256 positions"]),
+    "too long windows": (["data.sequence_length=257", "compute.pack_tokens=auto"], ["257", "256 positions"]),
     "both steps and epochs": (["local.epochs=2"], ["local.steps", "local.epochs"]),
     "unknown target": (["lora.targets=q_proj,w_proj"], ["w_proj"]),
-    "refused precision": (["model.precision=bf16"], ["bf16", "not implemented"]),
+    "small pack": (["compute.pack_tokens=10"], ["compute.pack_tokens = 10", "sequence_length = 24", "auto"]),
+    "foreign gemm": (["compute.gemm=widened"], ["compute.gemm = widened", "model.precision = fp32"]),
     "no value": (["local.steps"], ["local.steps", "section.key=value"]),
     "twice": (["local.steps=1", "local.steps=2"], ["local.steps=1", "local.steps=2"]),
     "idle key": (["lora.lora_alpha=8"], ["lora.lora_alpha", "scale_rule"]),
@@ -79,6 +81,23 @@ def test_wrong_words(good, tmp_path, case):
     ini = program.write_ini(tmp_path / "run.ini", good.world)
     output = [] if "--output" in words else ["--output", tmp_path / "out"]
     refused(program.start("run", "--config", ini, *output, *words), USAGE, *fragments, output=tmp_path / "out")
+
+
+def test_too_little_memory_is_said_before_training(good, tmp_path):
+    ini = program.write_ini(tmp_path / "run.ini", good.world)
+    done = program.start("run", "--config", ini, "--output", tmp_path / "out", "compute.memory_gib=0.01")
+    refused(done, ENVIRONMENT, "10.2 MiB", "local.batch_size", "recompute", output=tmp_path / "out")
+
+
+def test_bf16_without_hardware_works_and_says_what_it_costs(good, tmp_path):
+    ini = program.write_ini(tmp_path / "run.ini", good.world)
+    done = program.start("run", "--config", ini, "--output", tmp_path / "out", "model.precision=bf16")
+    assert done.returncode == 0, done.stderr
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if "avx512_bf16" not in flags and "amx_bf16" not in flags and "bf16" not in flags:
+        assert "no bfloat16 instructions" in done.stderr
+        assert re.search(r"[0-9.]+ times as long", done.stderr)
+        assert "gemm = widened" in (tmp_path / "out" / "config.ini").read_text()
 
 
 def test_several_problems_at_once(good, tmp_path):

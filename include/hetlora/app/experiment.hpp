@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "hetlora/app/machine.hpp"
 #include "hetlora/base/terminal.hpp"
 #include "hetlora/comm/transport.hpp"
 #include "hetlora/config/settings.hpp"
@@ -22,9 +23,9 @@ namespace hetlora {
 struct Experiment {
     Settings settings;  ///< with everything that was chosen automatically filled in
     Strategy strategy;
-    LlamaWeights weights;
     AdapterLayout layout;
-    std::unique_ptr<Engine> engine;
+    EngineChoice choice;
+    std::unique_ptr<Engine> engine;  ///< holds the frozen weights
     std::unique_ptr<Corpus> corpus;
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;

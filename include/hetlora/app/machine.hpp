@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "hetlora/comm/transport.hpp"
 #include "hetlora/config/settings.hpp"
+#include "hetlora/model/engine.hpp"
 #include "hetlora/store/run_log_rows.hpp"
 
 namespace hetlora {
@@ -15,6 +18,26 @@ void prepare_process();
 /// Resolves threads, vector level, pack size and device once on root, tells everybody, and sets them.
 /// @throws AgreedError for a device that does not exist or a vector level that this processor has not
 void choose_compute(Transport& transport, ComputeSettings& compute);
+
+/// What choose_engine() found out, for the terminal.
+struct EngineChoice {
+    EngineOptions options;
+    std::int64_t frozen_bytes = 0;
+    std::int64_t step_bytes = 0;        ///< of a full pack
+    std::vector<std::string> warnings;  ///< for people, on root
+};
+
+/// Resolves compute.gemm (measured once on root and broadcast) and compute.pack_tokens (from the model's geometry and
+/// the node's memory, never from the number of MPI ranks), and checks that the smallest pack fits into memory.
+/// @throws AgreedError (environment) if it does not, with the numbers
+[[nodiscard]] EngineChoice choose_engine(Transport& transport, Settings& settings, const ModelConfig& config,
+                                         const AdapterLayout& layout);
+
+/// The dtype of activations and frozen matrices.
+[[nodiscard]] at::ScalarType activation_dtype(Precision precision);
+
+/// Memory that this node can still give, a control group's limit included.
+[[nodiscard]] std::int64_t free_memory_bytes();
 
 /// Processors that this process may use.
 [[nodiscard]] std::int64_t usable_cores();

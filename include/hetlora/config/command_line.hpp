@@ -49,6 +49,8 @@ struct CommandLine {
     std::optional<std::int64_t> mpi_ranks = std::nullopt;
     std::optional<std::int64_t> round = std::nullopt;
     std::optional<std::string> prompt = std::nullopt;
+    std::optional<std::filesystem::path> json = std::nullopt;
+    std::optional<std::int64_t> seconds = std::nullopt;
     /// section.key=value in the order given, --set and --output included; for load_settings()
     std::vector<std::string> overrides = {};
     std::vector<std::string> words = {};        ///< positional words

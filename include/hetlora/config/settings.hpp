@@ -12,7 +12,7 @@
 
 namespace hetlora {
 
-enum class Precision { fp32, fp64 };
+enum class Precision { fp32, fp64, bf16 };
 enum class Partition { natural, iid, dirichlet };
 enum class RankDistribution { fixed, uniform, powerlaw, powerlaw_unit, list, file };
 enum class ScaleRule { constant, alpha_over_rank, rslora };
@@ -33,6 +33,8 @@ enum class EvaluationPart { valid, test };
 enum class EvaluationClients { none, final };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class VectorChoice { automatic, baseline, avx2, avx512 };
+enum class GemmChoice { automatic, mkl, onednn, widened };
+enum class Recompute { none, layer };
 enum class ReductionKind { exact, fast };
 
 /// The value as it is written in a config file, e.g. "powerlaw_unit" (defined for the enums above).
@@ -142,6 +144,9 @@ struct ComputeSettings {
     std::int64_t threads = 0;      ///< 0 = cores on the node / MPI ranks on the node
     std::int64_t pack_tokens = 0;  ///< 0 = chosen by the program
     VectorChoice vector = VectorChoice::automatic;
+    GemmChoice gemm = GemmChoice::automatic;
+    Recompute recompute = Recompute::none;
+    double memory_gib = 0;  ///< what an MPI rank may use; 0 = its share of what is free
     bool operator==(const ComputeSettings&) const = default;
 };
 

@@ -25,7 +25,8 @@ struct BatchClient {
 };
 
 /// Rows in the order given. Consecutive clients of one group with consecutive indices and equally many rows share a
-/// run. The loss of a client's rows is weighted by 1 / (its own number of loss tokens).
+/// run. Rows that belong to nobody and carry no loss fill the last block of gemm_row_block rows.
+/// The loss of a client's rows is weighted by 1 / (its own number of loss tokens).
 /// @throws Error (input) for a sequence longer than the model's positions or a token outside the vocabulary
 [[nodiscard]] TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> clients);
 

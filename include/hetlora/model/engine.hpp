@@ -3,6 +3,9 @@
 // Sequences of many clients lie one after another; every frozen matrix is passed once, as one GEMM over all rows. The
 // backward is written out: no gradient of a frozen weight is ever formed, it stops at the first adapted layer, and the
 // head runs only on rows that carry loss, in chunks. Autograd over model/reference.hpp is its oracle in the tests.
+//
+// Two dtypes: activations and frozen matrices have the embedding's (float32, float64 or bfloat16); the residual stream,
+// adapters, gradients, optimiser and losses have the norms' (float32 beside bfloat16, else the same).
 // Shape letters: N token rows, D hidden, X = H*E + 2*K*E stacked q, k, v, I feed-forward, L loss rows, V vocabulary.
 #pragma once
 
@@ -12,6 +15,7 @@
 #include "hetlora/model/lora.hpp"
 #include "hetlora/model/weights.hpp"
 #include "hetlora/tensor/arena.hpp"
+#include "hetlora/tensor/frozen_linear.hpp"
 
 namespace hetlora {
 
@@ -43,10 +47,20 @@ struct RowLosses {
     std::vector<std::uint8_t> correct_L;
 };
 
+/// Rows of logits that exist at a time: V can be 50,000 and more.
+inline constexpr std::int64_t head_chunk_rows = 256;
+
+struct EngineOptions {
+    GemmPath gemm = GemmPath::mkl;
+    /// Keep only each layer's input and run its forward again in the backward: the same bits, less memory, more time.
+    bool recompute = false;
+};
+
 class Engine {
 public:
-    /// @param weights must outlive the engine
-    Engine(const LlamaWeights& weights, const AdapterLayout& layout);
+    /// @param weights where options.gemm packs, the engine drops its references to the dense layer matrices: hand the
+    ///        weights over with std::move to have that memory back
+    Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOptions& options = {});
 
     /// Forward and backward: fills the gradients of the adapters named in batch.runs (overwriting them) with those of
     /// sum over rows of row_scale * loss. @param dropout probability on the adapters' inputs
@@ -56,16 +70,20 @@ public:
     /// Logits [L, V] of the batch's loss rows (target_L and row_scale_L are not read).
     [[nodiscard]] at::Tensor logits(const TokenBatch& batch);
 
+    /// The weights; the dense layer matrices are undefined where options.gemm packs.
     [[nodiscard]] const LlamaWeights& weights() const { return weights_; }
     [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
-    /// Matrix of the layout for (layer, target index as in lora_target_names()), or -1.
-    [[nodiscard]] int matrix_of(std::size_t layer, int target) const {
-        return placement_[layer][static_cast<std::size_t>(target)];
-    }
-    [[nodiscard]] std::int64_t arena_bytes() const { return arena_.capacity_bytes(); }
+    [[nodiscard]] const EngineOptions& options() const { return options_; }
+    /// Bytes of the frozen matrices as they are held for computing.
+    [[nodiscard]] std::int64_t frozen_bytes() const;
+    /// Bytes of activations and temporaries at their largest so far.
+    [[nodiscard]] std::int64_t activation_bytes() const { return arena_.capacity_bytes() + scratch_.capacity_bytes(); }
 
 private:
     struct Saved;  // activations of one layer that its backward needs
+    struct FrozenLayer {
+        FrozenLinear qkv, o, gate_up, down;
+    };
 
     [[nodiscard]] at::Tensor forward(const TokenBatch& batch, const LoraPass& pass, std::vector<Saved>* saved);
     [[nodiscard]] at::Tensor layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass,
@@ -74,12 +92,22 @@ private:
                         at::Tensor dx_ND);
     /// Losses of the loss rows; with dx the gradient with respect to the last layer's output is written there.
     [[nodiscard]] RowLosses head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
+    /// The tensor in another dtype (itself where it has it), as a temporary.
+    [[nodiscard]] at::Tensor as(const at::Tensor& x, at::ScalarType dtype);
+    [[nodiscard]] bool adapted(std::size_t l, std::initializer_list<int> targets) const;
+    void reset_arenas();
 
-    const LlamaWeights& weights_;
+    LlamaWeights weights_;
     AdapterLayout layout_;
+    EngineOptions options_;
+    std::vector<FrozenLayer> frozen_;
+    FrozenLinear head_;
     std::vector<std::vector<int>> placement_;  // [layer][target] -> matrix or -1
     std::size_t first_adapted_ = 0;
-    Arena arena_;
+    at::ScalarType residual_dtype_;
+    at::ScalarType activation_dtype_;
+    Arena arena_;    // what the backward needs, for the whole step
+    Arena scratch_;  // temporaries of a phase
 };
 
 }  // namespace hetlora

@@ -80,14 +80,16 @@ struct LoraPass {
 };
 
 /// y[:, :] += s * (dropout(x) A^T) Bt for every run.
-/// @param y_NO column slice of the matrix's output, contiguous columns
-/// @return the products x A^T of each run, which the backward needs (they live in the arena)
+/// @param x_ND in the adapters' dtype
+/// @param y_NO column slice of the matrix's output, contiguous columns; may be narrower than the adapters' dtype
+/// @return the products x A^T of each run, which the backward needs (they live in `arena`)
 [[nodiscard]] std::vector<at::Tensor> lora_forward(const LoraPass& pass, std::size_t matrix, const at::Tensor& x_ND,
-                                                   at::Tensor y_NO, Arena& arena);
+                                                   at::Tensor y_NO, Arena& arena, Arena& scratch);
 
 /// Writes the gradients of A and Bt, and adds the input's gradient to dx (if defined).
 /// dB^T = s z^T dy,  dz = s dy B,  dA = dz^T x,  dx += dz A   with z = x A^T.
+/// @param dy_NO, x_ND in the adapters' dtype; dx_ND may be narrower
 void lora_backward(const LoraPass& pass, std::size_t matrix, const at::Tensor& dy_NO, const at::Tensor& x_ND,
-                   const std::vector<at::Tensor>& z_of_run, at::Tensor dx_ND, Arena& arena);
+                   const std::vector<at::Tensor>& z_of_run, at::Tensor dx_ND, Arena& scratch);
 
 }  // namespace hetlora

@@ -29,7 +29,8 @@ struct LlamaWeights {
     at::Tensor head_VD;  ///< the same tensor as embedding_VD where the head is tied
     ops::RotaryTable rotary;
 
-    [[nodiscard]] at::TensorOptions options() const { return embedding_VD.options(); }
+    /// Of the residual stream and the adapters: float32 beside bfloat16 matrices, else the matrices' own dtype.
+    [[nodiscard]] at::TensorOptions options() const { return final_norm_D.options(); }
 };
 
 /// A tensor of a checkpoint and where it lies in LlamaWeights: the one table of names, used for reading and writing.
@@ -39,11 +40,12 @@ struct NamedWeight {
 };
 [[nodiscard]] std::vector<NamedWeight> named_weights(const LlamaWeights& weights);
 
-/// Uninitialised weights of this architecture.
+/// Uninitialised weights of this architecture; with dtype bfloat16 the matrices are, norms and rotary table are
+/// float32.
 [[nodiscard]] LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions& options);
 
 /// Reads a Hugging Face folder (model.safetensors, or sharded with an index; F32, F16 or BF16), memory-mapped.
-/// @param dtype of the weights in memory (float or double)
+/// @param dtype of the weights in memory (float, double or bfloat16; see allocate_weights)
 /// @throws Error (input) for a missing, misshapen, non-floating or unused tensor, each named.
 [[nodiscard]] LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device);
 

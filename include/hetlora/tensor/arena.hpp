@@ -12,10 +12,12 @@ namespace hetlora {
 /// must no longer be used. The block grows between steps to the largest step seen.
 class Arena {
 public:
+    /// @param dtype of the tensors that are taken without naming one
     Arena(at::ScalarType dtype, at::Device device) : dtype_(dtype), device_(device) {}
 
     /// An uninitialised tensor of this shape, starting on 64 bytes.
-    [[nodiscard]] at::Tensor take(at::IntArrayRef shape);
+    [[nodiscard]] at::Tensor take(at::IntArrayRef shape) { return take(shape, dtype_); }
+    [[nodiscard]] at::Tensor take(at::IntArrayRef shape, at::ScalarType dtype);
     [[nodiscard]] at::Tensor zeros(at::IntArrayRef shape) { return take(shape).zero_(); }
 
     /// Position to come back to with `release`, for temporaries of a phase (stack discipline).
@@ -27,14 +29,14 @@ public:
     [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
     [[nodiscard]] at::Device device() const { return device_; }
     /// Bytes of the block.
-    [[nodiscard]] std::int64_t capacity_bytes() const;
+    [[nodiscard]] std::int64_t capacity_bytes() const { return block_.defined() ? block_.numel() : 0; }
 
 private:
     at::ScalarType dtype_;
     at::Device device_;
-    at::Tensor block_;
+    at::Tensor block_;                  // bytes
     std::vector<at::Tensor> overflow_;  // what did not fit this time; merged into the block by reset()
-    std::int64_t used_ = 0;
+    std::int64_t used_ = 0;             // bytes
     std::int64_t wanted_ = 0;
 };
 

@@ -33,33 +33,71 @@ struct AttentionShape {
     double scale = 1.0;
 };
 
-template <typename T>
+/// A bfloat16 as it lies in memory (LibTorch's at::BFloat16, which these files do not know).
+struct Bfloat16 {
+    std::uint16_t bits;
+};
+
+/// What the kernels compute in for values stored as S.
+template <typename S>
+struct ComputeType {
+    using type = S;
+};
+template <>
+struct ComputeType<Bfloat16> {
+    using type = float;
+};
+
+/// The kernels for activations stored as S; the residual stream, norm weights, rotary tables, log-sum-exps, row scales
+/// and everything of the optimiser are T: S itself for float and double, float for bfloat16.
+/// One client's LoRA terms of one matrix. Strides are elements between consecutive rows; the factors are contiguous.
+struct LoraShape {
+    std::int64_t rows = 0;
+    std::int64_t inputs = 0;
+    std::int64_t outputs = 0;
+    std::int64_t width = 0;  ///< slots W
+    std::int64_t x_stride = 0;
+    std::int64_t y_stride = 0;   ///< of y and dy
+    std::int64_t dx_stride = 0;  ///< backward only
+    double scale = 1.0;
+};
+
+template <typename S>
 struct Kernels {
+    using T = typename ComputeType<S>::type;
     /// y = x * rstd * w with rstd = 1 / sqrt(mean(x^2) + eps), row by row; rstd_N is written if not null.
-    void (*rms_norm)(const T* x_ND, const T* w_D, T* y_ND, T* rstd_N, std::int64_t rows, std::int64_t width,
+    void (*rms_norm)(const T* x_ND, const T* w_D, S* y_ND, T* rstd_N, std::int64_t rows, std::int64_t width,
                      double eps);
     /// dx += d/dx of rms_norm given dy. @pre rstd_N from the forward.
-    void (*rms_norm_backward)(const T* dy_ND, const T* x_ND, const T* w_D, const T* rstd_N, T* dx_ND, std::int64_t rows,
+    void (*rms_norm_backward)(const S* dy_ND, const T* x_ND, const T* w_D, const T* rstd_N, T* dx_ND, std::int64_t rows,
                               std::int64_t width);
     /// Rotary positions in place, half-split convention (element i with i + E/2); direction -1 is the transpose.
     /// cos and sin are [positions, E/2]; position_N picks the row; x has `heads` heads of E elements at each row.
-    void (*rotary)(T* x, std::int64_t row_stride, const T* cos, const T* sin, const std::int32_t* position_N,
+    void (*rotary)(S* x, std::int64_t row_stride, const T* cos, const T* sin, const std::int32_t* position_N,
                    std::int64_t rows, std::int64_t heads, std::int64_t head_size, int direction);
     /// out = silu(gate) * up; gate_up rows are [gate | up] of 2 * width, out rows of width.
-    void (*swiglu)(const T* gate_up, T* out, std::int64_t rows, std::int64_t width);
+    void (*swiglu)(const S* gate_up, S* out, std::int64_t rows, std::int64_t width);
     /// Gradient of swiglu: writes [d_gate | d_up] over dgate_up from d_out (may not alias gate_up).
-    void (*swiglu_backward)(const T* d_out, const T* gate_up, T* dgate_up, std::int64_t rows, std::int64_t width);
-    /// Causal attention of one (sequence, query head); also the row-wise log-sum-exp, lse[row * heads + head].
-    void (*attention)(const T* q, const T* k, const T* v, T* out, T* lse, const AttentionShape& shape,
-                      AttentionSpan span, std::int64_t head, T* scratch);
+    void (*swiglu_backward)(const S* d_out, const S* gate_up, S* dgate_up, std::int64_t rows, std::int64_t width);
+    /// Causal attention of one (sequence, key/value head), all its query heads; also the row-wise log-sum-exp,
+    /// lse[row * heads + head], where lse is not null.
+    void (*attention)(const S* q, const S* k, const S* v, S* out, T* lse, const AttentionShape& shape,
+                      AttentionSpan span, std::int64_t kv_head, T* scratch);
     /// Gradients for one (sequence, key/value head), all its query heads; dq, dk, dv have the strides of q, k, v.
-    void (*attention_backward)(const T* q, const T* k, const T* v, const T* out, const T* lse, const T* d_out, T* dq,
-                               T* dk, T* dv, const AttentionShape& shape, AttentionSpan span, std::int64_t kv_head,
+    void (*attention_backward)(const S* q, const S* k, const S* v, const S* out, const T* lse, const S* d_out, S* dq,
+                               S* dk, S* dv, const AttentionShape& shape, AttentionSpan span, std::int64_t kv_head,
                                T* scratch);
     /// Softmax cross-entropy of each row: loss_N = lse - logit[target]; with want_gradient the logits become
     /// row_scale_N * (softmax - onehot) in place. correct_N (may be null) = 1 where the target has the largest logit.
-    void (*cross_entropy)(T* logits_NV, const std::int64_t* target_N, const T* row_scale_N, double* loss_N,
+    void (*cross_entropy)(S* logits_NV, const std::int64_t* target_N, const T* row_scale_N, double* loss_N,
                           std::uint8_t* correct_N, std::int64_t rows, std::int64_t vocabulary, bool want_gradient);
+    /// z = x A^T [rows, W] and y += scale z Bt, for A [W, inputs] and Bt [W, outputs].
+    void (*lora_forward)(const T* x, const T* a_WI, const T* bt_WO, T* z_RW, T* y, const LoraShape& shape, T* scratch);
+    /// dBt = scale z^T dy,  dA = dz^T x,  dx += dz A (where dx is not null), with dz = scale dy B.
+    void (*lora_backward)(const T* x, const T* dy, const T* z_RW, const T* a_WI, const T* bt_WO, T* da_WI, T* dbt_WO,
+                          T* dx, const LoraShape& shape, T* scratch);
+    /// out = x + y, element by element (the residual stream plus a branch's output); out may be x.
+    void (*add)(const T* x, const S* y, T* out, std::int64_t count);
     /// Sum of squares in float64, in a fixed order.
     double (*sum_of_squares)(const T* x, std::int64_t count);
     /// One AdamW step (Loshchilov and Hutter; PyTorch's order of operations) on `count` parameters.
@@ -67,8 +105,11 @@ struct Kernels {
                   double weight_decay, double beta1, double beta2, double epsilon, std::int64_t step);
 };
 
-/// Elements of scratch that one call of attention (or attention_backward) needs for a sequence of this length.
+/// Elements (of T) of scratch that one call of attention or attention_backward needs for a sequence of this length.
 [[nodiscard]] std::int64_t attention_scratch_size(std::int64_t length, std::int64_t head_size);
+
+/// Elements of scratch that lora_forward and lora_backward need.
+[[nodiscard]] std::int64_t lora_scratch_size(const LoraShape& shape);
 
 /// Highest level that this build has and this processor can run.
 [[nodiscard]] VectorLevel best_vector_level();
@@ -77,8 +118,8 @@ void set_vector_level(VectorLevel level);
 [[nodiscard]] VectorLevel vector_level();
 [[nodiscard]] std::string_view to_string(VectorLevel level);
 
-/// The table of the level in use. T is float or double.
-template <typename T>
-[[nodiscard]] const Kernels<T>& kernels();
+/// The table of the level in use. S is float, double or Bfloat16.
+template <typename S>
+[[nodiscard]] const Kernels<S>& kernels();
 
 }  // namespace hetlora

@@ -2,9 +2,10 @@
 //
 // On the CPU they run the kernels of tensor/kernels.hpp, spread over rows by at::parallel_for; on any other device
 // they run compositions of ATen's own ops (namespace `aten`), which the tests also hold against the kernels.
-// A row's result never depends on other rows, except inside one sequence of attention.
-// Shape letters: N token rows, D width, I feed-forward width, H query heads, K key/value heads, E head size, L loss
-// rows, V vocabulary.
+// Activations are float32, float64 or bfloat16; with bfloat16 the residual stream (x of rms_norm and add), norm
+// weights, rotary tables, log-sum-exps and row scales are float32, and all arithmetic is. A row's result never depends
+// on other rows, except inside one sequence of attention. Shape letters: N token rows, D width, I feed-forward width, H
+// query heads, K key/value heads, E head size, L loss rows, V vocabulary.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,9 @@ void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Ten
 /// dx += gradient of rms_norm.
 void rms_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& rstd_N,
                        at::Tensor dx_ND);
+
+/// out = x + y: the residual stream x (and out, which may be x) plus a branch's output y. All contiguous.
+void add(const at::Tensor& x, const at::Tensor& y, at::Tensor out);
 
 /// Cosines and sines [positions, E/2] of the rotary embedding: angle = position / theta^(2i/E). Angles are formed in
 /// float32 for float32 tables (as transformers does) and in float64 for float64 ones.
@@ -49,6 +53,15 @@ struct AttentionGradient {
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
                         const at::Tensor& lse_NH, const at::Tensor& d_out, AttentionGradient gradient);
+
+/// The LoRA terms of some clients with equally many consecutive rows each: z = x A^T, y += scale z Bt.
+/// x [C*R, I] and y [C*R, O] may be column slices; a [C, W, I], bt [C, W, O] and z [C, R, W] (written) have contiguous
+/// clients. All of one dtype, on the CPU.
+void lora_forward(const at::Tensor& x, const at::Tensor& a_CWI, const at::Tensor& bt_CWO, double scale, at::Tensor y,
+                  at::Tensor z_CRW);
+/// Writes da and dbt, and adds to dx where that is defined.
+void lora_backward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& z_CRW, const at::Tensor& a_CWI,
+                   const at::Tensor& bt_CWO, double scale, at::Tensor da_CWI, at::Tensor dbt_CWO, at::Tensor dx);
 
 /// Loss of each row in float64 (loss_L, CPU) and, where correct_L is not null, whether the target had the largest
 /// logit. With want_gradient the logits become row_scale_L * (softmax - onehot).
