@@ -21,7 +21,7 @@ export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 export CCACHE_BASEDIR = $(CURDIR)
 export CCACHE_NOHASHDIR = true
 
-.PHONY: help setup configure build demo demo-llm test test-long lint format tidy clean
+.PHONY: help setup configure build demo demo-llm test test-long bench bench-peers lint format tidy clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,14 @@ test: configure  ## build everything, then CTest and pytest; fails if either fai
 
 test-long: configure  ## the same tests with larger counts and the campaigns that are too long for CI
 	@HETLORA_TEST_LONG=1 scripts/test.sh
+
+bench: build  ## share of the machine's GEMM peak: sizes, threads, ranks, packs, memory; 12 minutes on an idle machine
+	@.venv/bin/python benchmarks/bench.py $(BENCH)
+
+# BENCH holds options of benchmarks/bench.py or benchmarks/bench_peers.py, e.g. BENCH="--workloads S --systems bare,hetlora"
+bench-peers: build  ## hetlora beside PyTorch + PEFT, batched Python and pfl, same training; 30 minutes, BENCH="--help"
+	@benchmarks/setup_peers.sh
+	@.venv-bench/bin/python benchmarks/bench_peers.py $(BENCH)
 
 lint: setup  ## clang-format and ruff, changing nothing
 	@scripts/lint.sh check
