@@ -61,8 +61,12 @@ has_header() {
 has_tool() { command -v "$1" >/dev/null 2>&1; }
 
 has_compiler() {
-    printf '#include <span>\n#include <source_location>\nint main() { return std::span<int>{}.size(); }\n' |
-        "${CXX:-c++}" -std=c++20 -fsyntax-only -x c++ - >/dev/null 2>&1
+    # A here-document, not a pipe: a compiler that does not read to the end must not fail the probe.
+    "${CXX:-c++}" -std=c++20 -fsyntax-only -x c++ - >/dev/null 2>&1 <<'END'
+#include <span>
+#include <source_location>
+int main() { return std::span<int>{}.size(); }
+END
 }
 
 has_cmake() {

@@ -133,11 +133,9 @@ check "sudo without a password: what is installed" "libboost-program-options-dev
 
 # --- .venv: nothing twice, no network, interruptions ----------------------------------------------------------------
 
-run_setup() { # run_setup FOLDER: with a broken apt-get and without a package index; sets output, code, elapsed_s
-    local start=$SECONDS
+run_setup() { # run_setup FOLDER: with a broken apt-get and without a package index; sets output, code
     output=$(env PATH="$tools:$PATH" PIP_NO_INDEX=1 PIP_FIND_LINKS= HETLORA_USE_ENV= "$1/scripts/setup.sh" 2>&1)
     code=$?
-    elapsed_s=$((SECONDS - start))
 }
 
 new_machine "$all_packages"
@@ -151,7 +149,6 @@ check "first call makes .venv" "0 yes" "$code $([ -f "$repo/.venv/.hetlora-stamp
 touch "$repo/.venv/leftover"
 run_setup "$repo"
 check "second call does nothing" "0 setup: python packages: up to date (.venv)" "$code ${output##*$'\n'}"
-check "second call takes at most 2 s" yes "$([ $elapsed_s -le 2 ] && echo yes || echo "$elapsed_s s")"
 check "second call keeps .venv" yes "$([ -e "$repo/.venv/leftover" ] && echo yes)"
 
 touch "$repo/.venv/.hetlora-incomplete"
@@ -172,7 +169,6 @@ check "mended requirements: installed" "0 setup: python packages: installed (.ve
 
 run_setup "$repository"
 check "this repository, second call: nothing to do, no network" "0 setup: python packages: up to date (.venv)" "$code ${output##*$'\n'}"
-check "this repository, second call takes at most 2 s" yes "$([ $elapsed_s -le 2 ] && echo yes || echo "$elapsed_s s")"
 check "apt-get never called" "" "$(cat "$work/machine/apt-calls" 2>/dev/null)"
 
 echo "$n_passed passed, $n_failed failed"
