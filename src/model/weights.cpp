@@ -104,6 +104,7 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
         }
         at::Tensor target = tensor;
         target.copy_(source);
+        drop_pages(bytes);
         used.insert(name);
     }
     for (const auto& name : checkpoint.names()) {

@@ -258,6 +258,13 @@ const TensorInfo& SafetensorsFile::info(std::string_view name) const {
     return found->second;
 }
 
+void drop_pages(std::span<const std::byte> mapped) noexcept {
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = (reinterpret_cast<std::uintptr_t>(mapped.data()) + page - 1) / page * page;
+    const auto end = reinterpret_cast<std::uintptr_t>(mapped.data() + mapped.size()) / page * page;
+    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 std::span<const std::byte> SafetensorsFile::bytes(std::string_view name) const {
     const TensorInfo& tensor = info(name);
     return file_.bytes().subspan(data_begin_ + tensor.begin, tensor.end - tensor.begin);
@@ -341,7 +348,16 @@ std::span<const std::byte> CheckpointFolder::bytes(std::string_view name) const 
 
 std::string CheckpointFolder::sha256() const {
     Sha256 hash;
-    for (const SafetensorsFile& file : files_) hash.update(file.file_bytes());
+    constexpr std::size_t block = std::size_t{16} << 20;
+    for (const SafetensorsFile& file : files_) {
+        auto left = file.file_bytes();
+        while (!left.empty()) {
+            const auto part = left.first(std::min(block, left.size()));
+            hash.update(part);
+            drop_pages(part);
+            left = left.subspan(part.size());
+        }
+    }
     return hash.hex();
 }
 

@@ -6,30 +6,35 @@ namespace hetlora {
 namespace {
 
 constexpr std::int64_t line_bytes = 64;
+/// Pages that nobody touches cost nothing, small blocks cost their unused ends.
+constexpr std::int64_t least_block_bytes = std::int64_t{32} << 20;
 
 }  // namespace
+
+const Arena::Block& Arena::room_for(std::int64_t bytes) {
+    for (const Block& block : blocks_) {
+        if (position_ >= block.begin + block.size) continue;
+        if (position_ + bytes <= block.begin + block.size) return block;
+        position_ = block.begin + block.size;  // the end of a block stays unused
+    }
+    const std::int64_t size = std::max({bytes, least_block_bytes, capacity_ / 4 / line_bytes * line_bytes});
+    blocks_.push_back({.bytes = at::empty({size}, at::TensorOptions().dtype(at::kByte).device(device_)),
+                       .begin = capacity_,
+                       .size = size});
+    capacity_ += size;
+    return blocks_.back();
+}
 
 at::Tensor Arena::take(at::IntArrayRef shape, at::ScalarType dtype) {
     std::int64_t bytes = static_cast<std::int64_t>(c10::elementSize(dtype));
     for (const auto extent : shape) bytes *= extent;
-    const std::int64_t start = used_;
-    used_ += (bytes + line_bytes - 1) / line_bytes * line_bytes;
-    wanted_ = std::max(wanted_, used_);
-    const auto options = at::TensorOptions().dtype(dtype).device(device_);
-    if (block_.defined() && used_ <= block_.numel()) {
-        // One call instead of narrow, view, view: small models take hundreds of tensors a millisecond.
-        return at::from_blob(static_cast<std::byte*>(block_.mutable_data_ptr()) + start, shape, options);
-    }
-    overflow_.push_back(at::empty(shape, options));
-    return overflow_.back();
-}
-
-void Arena::reset() {
-    used_ = 0;
-    if (overflow_.empty()) return;
-    overflow_.clear();
-    block_ = at::Tensor();  // free before taking more
-    block_ = at::empty({wanted_}, at::TensorOptions().dtype(at::kByte).device(device_));
+    bytes = (bytes + line_bytes - 1) / line_bytes * line_bytes;
+    const Block& block = room_for(bytes);
+    auto* start = static_cast<std::byte*>(block.bytes.mutable_data_ptr()) + (position_ - block.begin);
+    position_ += bytes;
+    peak_ = std::max(peak_, position_);
+    // One call instead of narrow, view, view: small models take hundreds of tensors a millisecond.
+    return at::from_blob(start, shape, at::TensorOptions().dtype(dtype).device(device_));
 }
 
 }  // namespace hetlora

@@ -77,7 +77,7 @@ public:
     /// Bytes of the frozen matrices as they are held for computing.
     [[nodiscard]] std::int64_t frozen_bytes() const;
     /// Bytes of activations and temporaries at their largest so far.
-    [[nodiscard]] std::int64_t activation_bytes() const { return arena_.capacity_bytes() + scratch_.capacity_bytes(); }
+    [[nodiscard]] std::int64_t activation_bytes() const { return arena_.peak_bytes() + scratch_.peak_bytes(); }
 
 private:
     struct Saved;  // activations of one layer that its backward needs

@@ -39,6 +39,10 @@ private:
     std::size_t size_ = 0;
 };
 
+/// Takes the whole pages of a part of a mapping out of this process's memory: they stay in the system's page cache, and
+/// come back if they are read again. For large parts that were just copied.
+void drop_pages(std::span<const std::byte> mapped) noexcept;
+
 /// What the header says of one tensor.
 struct TensorInfo {
     std::string name;

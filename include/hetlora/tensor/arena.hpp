@@ -1,5 +1,5 @@
-// A bump allocator for the activations of a training step: one block, reused step after step, so that a step does not
-// go back to the system for memory (page faults of fresh blocks cost more than many of the kernels).
+// A bump allocator for the activations of a training step: its blocks are reused step after step, so that a step does
+// not go back to the system for memory (page faults of fresh blocks cost more than many of the kernels).
 #pragma once
 
 #include <vector>
@@ -8,8 +8,8 @@
 
 namespace hetlora {
 
-/// Hands out uninitialised tensors from one block. `reset()` makes the whole block free again: tensors taken before
-/// must no longer be used. The block grows between steps to the largest step seen.
+/// Hands out uninitialised tensors from a list of blocks that only grows. `reset()` makes all of it free again: tensors
+/// taken before must no longer be used.
 class Arena {
 public:
     /// @param dtype of the tensors that are taken without naming one
@@ -21,23 +21,33 @@ public:
     [[nodiscard]] at::Tensor zeros(at::IntArrayRef shape) { return take(shape).zero_(); }
 
     /// Position to come back to with `release`, for temporaries of a phase (stack discipline).
-    [[nodiscard]] std::int64_t mark() const { return used_; }
-    void release(std::int64_t mark) { used_ = mark; }
+    [[nodiscard]] std::int64_t mark() const { return position_; }
+    void release(std::int64_t mark) { position_ = mark; }
 
-    void reset();
+    void reset() { position_ = 0; }
 
     [[nodiscard]] at::ScalarType dtype() const { return dtype_; }
     [[nodiscard]] at::Device device() const { return device_; }
-    /// Bytes of the block.
-    [[nodiscard]] std::int64_t capacity_bytes() const { return block_.defined() ? block_.numel() : 0; }
+    /// Bytes of the blocks.
+    [[nodiscard]] std::int64_t capacity_bytes() const { return capacity_; }
+    /// Bytes in use at the largest moment so far.
+    [[nodiscard]] std::int64_t peak_bytes() const { return peak_; }
 
 private:
+    struct Block {
+        at::Tensor bytes;
+        std::int64_t begin = 0;  ///< position of its first byte: the capacity of the blocks before it
+        std::int64_t size = 0;
+    };
+    /// The block that holds position_ and has room for so many bytes after it; position_ moves to where they start.
+    [[nodiscard]] const Block& room_for(std::int64_t bytes);
+
     at::ScalarType dtype_;
     at::Device device_;
-    at::Tensor block_;                  // bytes
-    std::vector<at::Tensor> overflow_;  // what did not fit this time; merged into the block by reset()
-    std::int64_t used_ = 0;             // bytes
-    std::int64_t wanted_ = 0;
+    std::vector<Block> blocks_;
+    std::int64_t position_ = 0;
+    std::int64_t capacity_ = 0;
+    std::int64_t peak_ = 0;
 };
 
 }  // namespace hetlora
