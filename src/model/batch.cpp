@@ -8,11 +8,13 @@
 namespace hetlora {
 namespace {
 
+/// The values on the device; pinned memory lets the copy to a GPU go on beside the host's work.
 template <typename T>
-at::Tensor to_tensor(const std::vector<T>& values, at::ScalarType dtype) {
-    at::Tensor tensor = at::empty({std::ssize(values)}, at::TensorOptions().dtype(dtype));
+at::Tensor to_tensor(const std::vector<T>& values, at::ScalarType dtype, at::Device device) {
+    at::Tensor tensor =
+        at::empty({std::ssize(values)}, at::TensorOptions().dtype(dtype).pinned_memory(device.is_cuda()));
     std::memcpy(tensor.mutable_data_ptr(), values.data(), values.size() * sizeof(T));
-    return tensor;
+    return tensor.to(device, /*non_blocking=*/true);
 }
 
 }  // namespace
@@ -82,11 +84,13 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
         positions.push_back(static_cast<std::int32_t>(std::min(i, config.max_positions - 1)));
     }
     const at::TensorOptions options = weights.options();
-    batch.token_N = to_tensor(tokens, at::kLong).to(options.device());
-    batch.position_N = to_tensor(positions, at::kInt);
-    batch.loss_row_L = to_tensor(loss_rows, at::kLong).to(options.device());
-    batch.target_L = to_tensor(targets, at::kLong).to(options.device());
-    batch.row_scale_L = to_tensor(scales, at::kDouble).to(options);
+    const at::Device device = options.device();
+    batch.token_N = to_tensor(tokens, at::kLong, device);
+    batch.position_N = to_tensor(positions, at::kInt, device);
+    if (!device.is_cpu()) batch.place_N = aten::span_places(batch.spans, device);
+    batch.loss_row_L = to_tensor(loss_rows, at::kLong, device);
+    batch.target_L = to_tensor(targets, at::kLong, device);
+    batch.row_scale_L = to_tensor(scales, at::kDouble, device).to(options);
     return batch;
 }
 

@@ -129,14 +129,36 @@ void Engine::reset_arenas() {
     scratch_.reset();
 }
 
+RowLosses RowLossTensors::to_host() const {
+    const std::int64_t L = loss_L.size(0);
+    RowLosses losses{.loss_L = std::vector<double>(static_cast<std::size_t>(L)),
+                     .correct_L = std::vector<std::uint8_t>(static_cast<std::size_t>(L))};
+    if (loss_L.is_cpu()) {
+        std::copy_n(loss_L.const_data_ptr<double>(), L, losses.loss_L.begin());
+        std::copy_n(correct_L.const_data_ptr<std::uint8_t>(), L, losses.correct_L.begin());
+        return losses;
+    }
+    const at::Tensor both = at::stack({loss_L, correct_L.to(at::kDouble)}).to(at::kCPU);  // one copy
+    const double* values = both.const_data_ptr<double>();
+    std::copy_n(values, L, losses.loss_L.begin());
+    std::transform(values + L, values + 2 * L, losses.correct_L.begin(), [](double hit) { return hit > 0.0 ? 1 : 0; });
+    return losses;
+}
+
 RowLosses Engine::train(const TokenBatch& batch, double dropout) {
+    const RowLossTensors losses =
+        runner_ != nullptr ? runner_->train(*this, batch, dropout) : train_on_device(batch, dropout);
+    return losses.to_host();
+}
+
+RowLossTensors Engine::train_on_device(const TokenBatch& batch, double dropout) {
     const at::NoGradGuard no_grad;
     reset_arenas();
     const LoraPass pass{.runs = batch.runs, .dropout = dropout};
     std::vector<Saved> saved(weights_.layer.size());
     const at::Tensor x_ND = forward(batch, pass, &saved);
     at::Tensor dx_ND = arena_.take(x_ND.sizes(), residual_dtype_).zero_();
-    RowLosses losses = head(batch, x_ND, dx_ND);
+    const RowLossTensors losses = head(batch, x_ND, dx_ND);
     for (std::size_t l = weights_.layer.size(); l-- > first_adapted_;) {
         const std::int64_t mark = arena_.mark();
         if (options_.recompute) {
@@ -153,7 +175,7 @@ RowLosses Engine::evaluate(const TokenBatch& batch) {
     const at::NoGradGuard no_grad;
     reset_arenas();
     const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .dropout = 0.0}, nullptr);
-    return head(batch, x_ND, {});
+    return head(batch, x_ND, {}).to_host();
 }
 
 at::Tensor Engine::logits(const TokenBatch& batch) {
@@ -246,7 +268,7 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     at::Tensor lse_NH = arena_.take({N, config.heads}, residual_dtype_);
     if (batch.cache == nullptr) {
         const PartTimer timer(StepPart::attention, attention_flops(batch.spans, Q));
-        ops::attention(q, k, v, config.heads, config.kv_heads, batch.spans, attended_NQ, lse_NH);
+        ops::attention(q, k, v, config.heads, config.kv_heads, batch.spans, attended_NQ, lse_NH, batch.place_N);
     } else {
         cached_attention(*batch.cache, l, q, k, v, config, batch.spans, attended_NQ);
     }
@@ -373,7 +395,8 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
         const PartTimer timer(StepPart::attention, 2.5 * attention_flops(batch.spans, Q));
         ops::attention_backward(part(saved.qkv_NX, 0), part(saved.qkv_NX, 1), part(saved.qkv_NX, 2), config.heads,
                                 config.kv_heads, batch.spans, saved.attended_NQ, saved.lse_NH, d_attended_NQ,
-                                {.q = part(d_qkv_NX, 0), .k = part(d_qkv_NX, 1), .v = part(d_qkv_NX, 2)});
+                                {.q = part(d_qkv_NX, 0), .k = part(d_qkv_NX, 1), .v = part(d_qkv_NX, 2)},
+                                batch.place_N);
     }
     {
         const PartTimer timer(StepPart::norm_rotary);
@@ -390,12 +413,11 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
     scratch_.release(scratch_mark);
 }
 
-RowLosses Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND) {
+RowLossTensors Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND) {
     const std::int64_t L = batch.loss_row_L.size(0);
     const std::int64_t D = weights_.config.hidden_size;
     const bool want_gradient = dx_ND.defined();
-    RowLosses losses{.loss_L = std::vector<double>(static_cast<std::size_t>(L)),
-                     .correct_L = std::vector<std::uint8_t>(static_cast<std::size_t>(L))};
+    const RowLossTensors losses{.loss_L = arena_.take({L}, at::kDouble), .correct_L = arena_.take({L}, at::kByte)};
     if (L == 0) return losses;
     const std::int64_t scratch_mark = scratch_.mark();
     at::Tensor rows_LD = scratch_.take({L, D}, residual_dtype_);
@@ -419,7 +441,8 @@ RowLosses Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tens
             const PartTimer timer(StepPart::cross_entropy);
             ops::cross_entropy(chunk, batch.target_L.narrow(0, begin, rows),
                                want_gradient ? batch.row_scale_L.narrow(0, begin, rows) : at::Tensor(),
-                               losses.loss_L.data() + begin, losses.correct_L.data() + begin, want_gradient);
+                               losses.loss_L.narrow(0, begin, rows), losses.correct_L.narrow(0, begin, rows),
+                               want_gradient);
         }
         if (want_gradient) {
             const PartTimer timer(StepPart::head_gemm, head_.flops(rows));

@@ -39,7 +39,7 @@ TokenBatch step_batch(const LlamaWeights& weights, const std::vector<std::vector
     }
     const at::Device device = weights.options().device();
     batch.token_N = at::tensor(flat, at::kLong).to(device);
-    batch.position_N = at::tensor(positions, at::kInt);
+    batch.position_N = at::tensor(positions, at::kInt).to(device);
     batch.loss_row_L = at::tensor(last_rows, at::kLong).to(device);
     if (adapter != nullptr) {
         batch.runs.push_back({.group = adapter,

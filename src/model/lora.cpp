@@ -83,6 +83,11 @@ void add_product(at::Tensor target, const at::Tensor& left, const at::Tensor& ri
     target.add_(product, scale);
 }
 
+/// An uninitialised tensor of this shape on the host, pinned where the tensor is on a GPU.
+at::Tensor host_twin(const at::Tensor& x) {
+    return at::empty(x.sizes(), x.options().device(at::kCPU).pinned_memory(x.is_cuda()));
+}
+
 at::Tensor of_run(const at::Tensor& per_client, const RowRun& run) {
     return per_client.narrow(0, run.first_client, run.clients);
 }
@@ -115,44 +120,71 @@ AdapterGroup::AdapterGroup(const AdapterLayout& layout, std::int64_t clients, st
     }
 }
 
-void AdapterGroup::set(std::int64_t client, std::span<const double> canonical, std::int64_t lora_rank) {
+void AdapterGroup::write_row(at::Tensor staged_CP, std::int64_t client, const ClientFactors& factors) const {
+    const auto [canonical, lora_rank] = factors;
     if (std::ssize(canonical) != layout_.parameters(lora_rank) || lora_rank > width_) {
         throw bug_error("AdapterGroup::set: {} values for lora_rank {} in width {}", canonical.size(), lora_rank,
                         width_);
     }
-    at::Tensor row = at::zeros({row_size()}, at::kDouble);
-    double* to = row.data_ptr<double>();
-    const double* from = canonical.data();
-    for (std::size_t m = 0; m < layout_.matrices.size(); ++m) {
-        const std::int64_t size_a = lora_rank * layout_.matrices[m].d_in;
-        const std::int64_t size_b = lora_rank * layout_.matrices[m].d_out;
-        std::copy_n(from, size_a, to + offset_a_[m]);
-        std::copy_n(from + size_a, size_b, to + offset_b_[m]);
-        from += size_a + size_b;
-    }
-    theta_CP.select(0, client).copy_(row);
+    AT_DISPATCH_FLOATING_TYPES(staged_CP.scalar_type(), "AdapterGroup::set", [&] {
+        scalar_t* to = staged_CP.data_ptr<scalar_t>() + client * row_size();
+        const double* from = canonical.data();
+        const auto take = [&](std::int64_t offset, std::int64_t count) {
+            std::transform(from, from + count, to + offset, [](double x) { return static_cast<scalar_t>(x); });
+            from += count;
+        };
+        for (std::size_t m = 0; m < layout_.matrices.size(); ++m) {
+            take(offset_a_[m], lora_rank * layout_.matrices[m].d_in);
+            take(offset_b_[m], lora_rank * layout_.matrices[m].d_out);
+        }
+    });
 }
 
-std::vector<double> AdapterGroup::read(const at::Tensor& arena, std::int64_t client, std::int64_t lora_rank) const {
-    const at::Tensor row = arena.select(0, client).to(at::kCPU, at::kDouble).contiguous();
-    const double* from = row.const_data_ptr<double>();
+std::vector<double> AdapterGroup::read_row(const at::Tensor& staged_CP, std::int64_t client,
+                                           std::int64_t lora_rank) const {
     std::vector<double> canonical;
     canonical.reserve(static_cast<std::size_t>(layout_.parameters(lora_rank)));
-    for (std::size_t m = 0; m < layout_.matrices.size(); ++m) {
-        const double* a = from + offset_a_[m];
-        const double* b = from + offset_b_[m];
-        canonical.insert(canonical.end(), a, a + lora_rank * layout_.matrices[m].d_in);
-        canonical.insert(canonical.end(), b, b + lora_rank * layout_.matrices[m].d_out);
-    }
+    AT_DISPATCH_FLOATING_TYPES(staged_CP.scalar_type(), "AdapterGroup::get", [&] {
+        const scalar_t* from = staged_CP.const_data_ptr<scalar_t>() + client * row_size();
+        for (std::size_t m = 0; m < layout_.matrices.size(); ++m) {
+            const scalar_t* a = from + offset_a_[m];
+            const scalar_t* b = from + offset_b_[m];
+            canonical.insert(canonical.end(), a, a + lora_rank * layout_.matrices[m].d_in);
+            canonical.insert(canonical.end(), b, b + lora_rank * layout_.matrices[m].d_out);
+        }
+    });
     return canonical;
 }
 
+void AdapterGroup::set(std::int64_t client, std::span<const double> canonical, std::int64_t lora_rank) {
+    at::Tensor staged_1P = at::zeros({1, row_size()}, theta_CP.options().device(at::kCPU));
+    write_row(staged_1P, 0, {.canonical = canonical, .lora_rank = lora_rank});
+    theta_CP.narrow(0, client, 1).copy_(staged_1P);
+}
+
+void AdapterGroup::set_all(std::span<const ClientFactors> clients) {
+    at::Tensor theta = theta_CP.narrow(0, 0, std::ssize(clients));
+    at::Tensor staged = theta.is_cpu() ? theta.zero_() : host_twin(theta).zero_();
+    for (std::size_t c = 0; c < clients.size(); ++c) write_row(staged, static_cast<std::int64_t>(c), clients[c]);
+    if (!theta.is_cpu()) theta.copy_(staged, /*non_blocking=*/true);
+}
+
+std::vector<std::vector<double>> AdapterGroup::get_all(std::span<const std::int64_t> lora_ranks) const {
+    const at::Tensor theta = theta_CP.narrow(0, 0, std::ssize(lora_ranks));
+    const at::Tensor staged = theta.is_cpu() ? theta : host_twin(theta).copy_(theta);
+    std::vector<std::vector<double>> all;
+    for (std::size_t c = 0; c < lora_ranks.size(); ++c) {
+        all.push_back(read_row(staged, static_cast<std::int64_t>(c), lora_ranks[c]));
+    }
+    return all;
+}
+
 std::vector<double> AdapterGroup::get(std::int64_t client, std::int64_t lora_rank) const {
-    return read(theta_CP, client, lora_rank);
+    return read_row(theta_CP.narrow(0, client, 1).to(at::kCPU), 0, lora_rank);
 }
 
 std::vector<double> AdapterGroup::get_gradient(std::int64_t client, std::int64_t lora_rank) const {
-    return read(gradient_CP, client, lora_rank);
+    return read_row(gradient_CP.narrow(0, client, 1).to(at::kCPU), 0, lora_rank);
 }
 
 std::vector<at::Tensor> lora_forward(const LoraPass& pass, std::size_t matrix, const at::Tensor& x_ND, at::Tensor y_NO,

@@ -9,6 +9,10 @@
 namespace hetlora::ops {
 namespace {
 
+bool aten_forced = false;
+
+bool has_kernels(const at::Tensor& x) { return x.is_cpu() && !aten_forced; }
+
 /// Calls body(S{}) with the type that the kernels store the tensor's elements as.
 template <typename Body>
 void with_scalar(const at::Tensor& tensor, Body body) {
@@ -44,8 +48,10 @@ std::int64_t row_grain(std::int64_t width) {
 
 }  // namespace
 
+void force_aten(bool forced) { aten_forced = forced; }
+
 void rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor y, at::Tensor rstd) {
-    if (!x.is_cpu()) return aten::rms_norm(x, w, eps, y, rstd);
+    if (!has_kernels(x)) return aten::rms_norm(x, w, eps, y, rstd);
     with_scalar(y, [&](auto zero) {
         using S = decltype(zero);
         using T = Compute<S>;
@@ -59,7 +65,7 @@ void rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor y
 
 void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
                        at::Tensor dx) {
-    if (!x.is_cpu()) return aten::rms_norm_backward(dy, x, w, rstd, dx);
+    if (!has_kernels(x)) return aten::rms_norm_backward(dy, x, w, rstd, dx);
     with_scalar(dy, [&](auto zero) {
         using S = decltype(zero);
         using T = Compute<S>;
@@ -73,7 +79,7 @@ void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tens
 }
 
 void add(const at::Tensor& x, const at::Tensor& y, at::Tensor out) {
-    if (!x.is_cpu()) {
+    if (!has_kernels(x)) {
         at::add_out(out, x, y);
         return;
     }
@@ -110,7 +116,7 @@ RotaryTable make_rotary_table(std::int64_t positions, std::int64_t head_size, do
 
 void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const RotaryTable& table,
             const at::Tensor& position, int direction) {
-    if (!x.is_cpu()) return aten::rotary(x, heads, head_size, table, position, direction);
+    if (!has_kernels(x)) return aten::rotary(x, heads, head_size, table, position, direction);
     with_scalar(x, [&](auto zero) {
         using S = decltype(zero);
         using T = Compute<S>;
@@ -124,7 +130,7 @@ void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const Rota
 }
 
 void swiglu(const at::Tensor& gate_up, at::Tensor out) {
-    if (!gate_up.is_cpu()) return aten::swiglu(gate_up, out);
+    if (!has_kernels(gate_up)) return aten::swiglu(gate_up, out);
     with_scalar(gate_up, [&](auto zero) {
         using S = decltype(zero);
         const std::int64_t width = out.size(1);
@@ -136,7 +142,7 @@ void swiglu(const at::Tensor& gate_up, at::Tensor out) {
 }
 
 void swiglu_backward(const at::Tensor& d_out, const at::Tensor& gate_up, at::Tensor dgate_up) {
-    if (!gate_up.is_cpu()) return aten::swiglu_backward(d_out, gate_up, dgate_up);
+    if (!has_kernels(gate_up)) return aten::swiglu_backward(d_out, gate_up, dgate_up);
     with_scalar(gate_up, [&](auto zero) {
         using S = decltype(zero);
         const std::int64_t width = d_out.size(1);
@@ -170,8 +176,8 @@ std::int64_t longest(const std::vector<AttentionSpan>& spans) {
 }  // namespace
 
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
-               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse) {
-    if (!q.is_cpu()) return aten::attention(q, k, v, heads, kv_heads, spans, out, lse);
+               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse, const at::Tensor& place) {
+    if (!has_kernels(q)) return aten::attention(q, k, v, heads, kv_heads, spans, out, lse, place);
     const AttentionShape shape = attention_shape(q, k, heads, kv_heads, out);
     const std::int64_t scratch_size = attention_scratch_size(longest(spans), shape.head_size);
     with_scalar(q, [&](auto zero) {
@@ -192,8 +198,10 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
 
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
-                        const at::Tensor& lse, const at::Tensor& d_out, AttentionGradient gradient) {
-    if (!q.is_cpu()) return aten::attention_backward(q, k, v, heads, kv_heads, spans, out, lse, d_out, gradient);
+                        const at::Tensor& lse, const at::Tensor& d_out, AttentionGradient gradient,
+                        const at::Tensor& place) {
+    if (!has_kernels(q))
+        return aten::attention_backward(q, k, v, heads, kv_heads, spans, out, lse, d_out, gradient, place);
     const AttentionShape shape = attention_shape(q, k, heads, kv_heads, out);
     if (gradient.q.stride(0) != shape.q_stride || gradient.k.stride(0) != shape.kv_stride ||
         gradient.v.stride(0) != shape.kv_stride || d_out.stride(0) != shape.out_stride) {
@@ -282,17 +290,18 @@ void lora_backward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& 
     });
 }
 
-void cross_entropy(at::Tensor logits, const at::Tensor& target, const at::Tensor& row_scale, double* loss,
-                   std::uint8_t* correct, bool want_gradient) {
-    if (!logits.is_cpu()) return aten::cross_entropy(logits, target, row_scale, loss, correct, want_gradient);
+void cross_entropy(at::Tensor logits, const at::Tensor& target, const at::Tensor& row_scale, at::Tensor loss,
+                   at::Tensor correct, bool want_gradient) {
+    if (!has_kernels(logits)) return aten::cross_entropy(logits, target, row_scale, loss, correct, want_gradient);
     with_scalar(logits, [&](auto zero) {
         using S = decltype(zero);
         const std::int64_t vocabulary = logits.size(1);
         at::parallel_for(0, logits.size(0), row_grain(vocabulary), [&](std::int64_t begin, std::int64_t end) {
             kernels<S>().cross_entropy(
                 data_of<S>(logits) + begin * vocabulary, target.const_data_ptr<std::int64_t>() + begin,
-                want_gradient ? data_of<Compute<S>>(row_scale) + begin : nullptr, loss + begin,
-                correct == nullptr ? nullptr : correct + begin, end - begin, vocabulary, want_gradient);
+                want_gradient ? data_of<Compute<S>>(row_scale) + begin : nullptr, loss.data_ptr<double>() + begin,
+                correct.defined() ? correct.data_ptr<std::uint8_t>() + begin : nullptr, end - begin, vocabulary,
+                want_gradient);
         });
     });
 }

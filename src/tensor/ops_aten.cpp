@@ -1,10 +1,16 @@
-// The operations of tensor/ops.hpp from ATen's own ops: every device, every floating dtype.
-#include <algorithm>
-#include <cmath>
-
+// The operations of tensor/ops.hpp from ATen's own ops, attention apart (ops_aten_attention.cpp): every device, every
+// floating dtype.
 #include "hetlora/tensor/ops.hpp"
 
 namespace hetlora::aten {
+namespace {
+
+/// What values stored in the tensor's dtype are computed in.
+at::ScalarType wide_dtype(const at::Tensor& x) {
+    return x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type();
+}
+
+}  // namespace
 
 void rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor y, at::Tensor rstd) {
     const at::Tensor r = x.square().mean(1, /*keepdim=*/true).add(eps).rsqrt();
@@ -23,9 +29,8 @@ void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tens
 void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const ops::RotaryTable& table,
             const at::Tensor& position, int direction) {
     const std::int64_t half = head_size / 2;
-    const at::Tensor index = position.to(x.device(), at::kLong);
-    const at::Tensor cos = table.cos.index_select(0, index).unsqueeze(1);
-    const at::Tensor sin = table.sin.index_select(0, index).unsqueeze(1) * static_cast<double>(direction);
+    const at::Tensor cos = table.cos.index_select(0, position).unsqueeze(1);
+    const at::Tensor sin = table.sin.index_select(0, position).unsqueeze(1) * static_cast<double>(direction);
     at::Tensor view = x.narrow(1, 0, heads * head_size).unflatten(1, {heads, head_size});
     at::Tensor lo = view.narrow(2, 0, half);
     at::Tensor hi = view.narrow(2, half, half);
@@ -36,87 +41,31 @@ void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const ops:
 
 void swiglu(const at::Tensor& gate_up, at::Tensor out) {
     const std::int64_t width = out.size(1);
-    out.copy_(at::silu(gate_up.narrow(1, 0, width)) * gate_up.narrow(1, width, width));
+    const at::Tensor wide = gate_up.to(wide_dtype(gate_up));
+    out.copy_(at::silu(wide.narrow(1, 0, width)) * wide.narrow(1, width, width));
 }
 
 void swiglu_backward(const at::Tensor& d_out, const at::Tensor& gate_up, at::Tensor dgate_up) {
     const std::int64_t width = d_out.size(1);
-    const at::Tensor gate = gate_up.narrow(1, 0, width);
-    const at::Tensor up = gate_up.narrow(1, width, width);
-    dgate_up.narrow(1, width, width).copy_(d_out * at::silu(gate));
-    dgate_up.narrow(1, 0, width).copy_(at::silu_backward(d_out * up, gate));
+    const at::Tensor wide = gate_up.to(wide_dtype(gate_up));
+    const at::Tensor d = d_out.to(wide.scalar_type());
+    const at::Tensor gate = wide.narrow(1, 0, width);
+    const at::Tensor up = wide.narrow(1, width, width);
+    dgate_up.narrow(1, width, width).copy_(d * at::silu(gate));
+    dgate_up.narrow(1, 0, width).copy_(at::silu_backward(d * up, gate));
 }
 
-namespace {
-
-/// [length, heads, E] view of a span, heads first and each key/value head repeated for its group: [heads, length, E].
-at::Tensor heads_first(const at::Tensor& x, AttentionSpan span, std::int64_t heads, std::int64_t repeat) {
-    const at::Tensor rows =
-        x.narrow(0, span.row0, span.length).unflatten(1, {heads, x.size(1) / heads}).transpose(0, 1);
-    return repeat == 1 ? rows : rows.repeat_interleave(repeat, 0);
-}
-
-}  // namespace
-
-void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
-               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse) {
-    const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(1) / heads));
-    for (const auto& span : spans) {
-        const at::Tensor mask = at::ones({span.length, span.length}, q.options().dtype(at::kBool)).triu(1);
-        at::Tensor scores = at::matmul(heads_first(q, span, heads, 1),
-                                       heads_first(k, span, kv_heads, heads / kv_heads).transpose(1, 2)) *
-                            scale;
-        scores.masked_fill_(mask, -std::numeric_limits<double>::infinity());
-        const at::Tensor norm = at::logsumexp(scores, {2}, /*keepdim=*/true);
-        const at::Tensor o = at::matmul((scores - norm).exp(), heads_first(v, span, kv_heads, heads / kv_heads));
-        out.narrow(0, span.row0, span.length).copy_(o.transpose(0, 1).flatten(1));
-        if (lse.defined()) lse.narrow(0, span.row0, span.length).copy_(norm.squeeze(2).transpose(0, 1));
-    }
-}
-
-void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
-                        std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
-                        const at::Tensor& lse, const at::Tensor& d_out, ops::AttentionGradient gradient) {
-    const std::int64_t repeat = heads / kv_heads;
-    const std::int64_t head_size = q.size(1) / heads;
-    const double scale = 1.0 / std::sqrt(static_cast<double>(head_size));
-    for (const auto& span : spans) {
-        const at::Tensor mask = at::ones({span.length, span.length}, q.options().dtype(at::kBool)).triu(1);
-        const at::Tensor q_h = heads_first(q, span, heads, 1);
-        const at::Tensor k_h = heads_first(k, span, kv_heads, repeat);
-        const at::Tensor v_h = heads_first(v, span, kv_heads, repeat);
-        const at::Tensor o_h = heads_first(out, span, heads, 1);
-        const at::Tensor d_h = heads_first(d_out, span, heads, 1);
-        const at::Tensor row_lse = lse.narrow(0, span.row0, span.length).transpose(0, 1).unsqueeze(2);
-        const at::Tensor p = (at::matmul(q_h, k_h.transpose(1, 2)) * scale - row_lse).exp().masked_fill(mask, 0);
-        const at::Tensor delta = (o_h * d_h).sum(2, /*keepdim=*/true);
-        const at::Tensor ds = p * (at::matmul(d_h, v_h.transpose(1, 2)) - delta) * scale;
-        const auto store = [&](at::Tensor target, const at::Tensor& per_head, std::int64_t group) {
-            const at::Tensor summed = group == 1 ? per_head : per_head.unflatten(0, {kv_heads, group}).sum(1);
-            target.narrow(0, span.row0, span.length).copy_(summed.transpose(0, 1).flatten(1));
-        };
-        store(gradient.q, at::matmul(ds, k_h), 1);
-        store(gradient.k, at::matmul(ds.transpose(1, 2), q_h), repeat);
-        store(gradient.v, at::matmul(p.transpose(1, 2), d_h), repeat);
-    }
-}
-
-void cross_entropy(at::Tensor logits, const at::Tensor& target, const at::Tensor& row_scale, double* loss,
-                   std::uint8_t* correct, bool want_gradient) {
+void cross_entropy(at::Tensor logits, const at::Tensor& target, const at::Tensor& row_scale, at::Tensor loss,
+                   at::Tensor correct, bool want_gradient) {
     const at::Tensor index = target.unsqueeze(1);
-    const at::Tensor at_target = logits.gather(1, index);
-    const at::Tensor norm = at::logsumexp(logits, {1}, /*keepdim=*/true);
-    const at::Tensor loss_cpu = (norm - at_target).squeeze(1).to(at::kCPU, at::kDouble).contiguous();
-    std::copy_n(loss_cpu.const_data_ptr<double>(), loss_cpu.numel(), loss);
-    if (correct != nullptr) {
-        const at::Tensor hit = at_target.squeeze(1).ge(std::get<0>(logits.max(1))).to(at::kCPU, at::kByte).contiguous();
-        std::copy_n(hit.const_data_ptr<std::uint8_t>(), hit.numel(), correct);
-    }
-    if (want_gradient) {
-        logits.sub_(norm).exp_();
-        logits.scatter_add_(1, index, at::full_like(at_target, -1.0));
-        logits.mul_(row_scale.unsqueeze(1));
-    }
+    const at::Tensor wide = logits.to(wide_dtype(logits));
+    at::Tensor log_p = at::log_softmax(wide, 1);
+    loss.copy_(log_p.gather(1, index).squeeze(1).neg_());
+    if (correct.defined()) correct.copy_(wide.gather(1, index).squeeze(1).ge(wide.amax({1})));
+    if (!want_gradient) return;
+    log_p.exp_();
+    log_p.scatter_add_(1, index, at::full(index.sizes(), -1.0, log_p.options()));
+    logits.copy_(log_p.mul_(row_scale.unsqueeze(1)));
 }
 
 }  // namespace hetlora::aten

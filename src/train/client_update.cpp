@@ -86,4 +86,12 @@ void update_client(AdapterGroup& adapters, OptimizerState& state, std::int64_t c
                                [&] { update_row<scalar_t>(adapters, state, client, layout, step, options); });
 }
 
+void update_clients(AdapterGroup& adapters, OptimizerState& state, const AdapterLayout& layout,
+                    std::span<const ClientStep> clients, const LocalOptions& options) {
+    if (!adapters.theta_CP.is_cpu()) return update_clients_aten(adapters, state, layout, clients, options);
+    for (std::size_t c = 0; c < clients.size(); ++c) {
+        update_client(adapters, state, static_cast<std::int64_t>(c), layout, clients[c], options);
+    }
+}
+
 }  // namespace hetlora

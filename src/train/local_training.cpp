@@ -21,6 +21,7 @@ namespace {
 /// Clients of a pack whose adapters have one width, with the pack's state for them.
 struct TrainingGroup {
     std::vector<std::size_t> tasks;  // indices into the pack, most steps first: those still active are a prefix
+    std::vector<std::int64_t> lora_ranks;
     std::unique_ptr<AdapterGroup> adapters;
     OptimizerState state;
 };
@@ -69,9 +70,12 @@ std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const Cli
         TrainingGroup group;
         group.adapters = std::make_unique<AdapterGroup>(engine.layout(), std::ssize(members), width,
                                                         /*with_gradient=*/true, engine.weights().options());
-        for (std::size_t c = 0; c < members.size(); ++c) {
-            group.adapters->set(static_cast<std::int64_t>(c), tasks[members[c]].received, tasks[members[c]].lora_rank);
+        std::vector<ClientFactors> received;
+        for (const std::size_t t : members) {
+            received.push_back({.canonical = tasks[t].received, .lora_rank = tasks[t].lora_rank});
+            group.lora_ranks.push_back(tasks[t].lora_rank);
         }
+        group.adapters->set_all(received);
         group.state = OptimizerState(*group.adapters, options.optimizer);
         group.tasks = std::move(members);
         groups.push_back(std::move(group));
@@ -136,12 +140,13 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
             outcomes[t].finite = outcomes[t].finite && std::isfinite(record.loss);
         }
         for (auto& group : groups) {
-            for (std::size_t c = 0; c < group.tasks.size(); ++c) {
-                const ClientTask& task = tasks[group.tasks[c]];
+            std::vector<ClientStep> steps;
+            for (const std::size_t t : group.tasks) {
+                const ClientTask& task = tasks[t];
                 if (task.n_steps <= step) break;
-                update_client(*group.adapters, group.state, static_cast<std::int64_t>(c), engine.layout(),
-                              {.lora_rank = task.lora_rank, .tail_start = task.tail_start, .step = step + 1}, options);
+                steps.push_back({.lora_rank = task.lora_rank, .tail_start = task.tail_start, .step = step + 1});
             }
+            update_clients(*group.adapters, group.state, engine.layout(), steps, options);
         }
     }
 
@@ -150,9 +155,10 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
         std::accumulate(outcomes.begin(), outcomes.end(), std::int64_t{0},
                         [](std::int64_t sum, const ClientOutcome& o) { return sum + o.n_tokens; });
     for (auto& group : groups) {
+        std::vector<std::vector<double>> trained = group.adapters->get_all(group.lora_ranks);
         for (std::size_t c = 0; c < group.tasks.size(); ++c) {
             ClientOutcome& outcome = outcomes[group.tasks[c]];
-            outcome.trained = group.adapters->get(static_cast<std::int64_t>(c), tasks[group.tasks[c]].lora_rank);
+            outcome.trained = std::move(trained[c]);
             outcome.finite =
                 outcome.finite && std::ranges::all_of(outcome.trained, [](double x) { return std::isfinite(x); });
             outcome.time_s = elapsed_s * static_cast<double>(outcome.n_tokens) /

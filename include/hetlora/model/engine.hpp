@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "hetlora/model/lora.hpp"
@@ -31,8 +32,9 @@ struct KeyValueCache {
 /// One pass over a pack. Rows of a client are consecutive, and sequences do not cross clients.
 struct TokenBatch {
     at::Tensor token_N;                ///< int64
-    at::Tensor position_N;             ///< int32, CPU
+    at::Tensor position_N;             ///< int32
     std::vector<AttentionSpan> spans;  ///< the sequences
+    at::Tensor place_N;                ///< aten::span_places of the spans; undefined on the CPU
     at::Tensor loss_row_L;             ///< int64, the rows whose prediction counts, ascending
     at::Tensor target_L;               ///< int64, the token that follows each of them
     at::Tensor row_scale_L;    ///< weight of each row's loss in its client's objective: 1 / loss tokens of the client
@@ -45,6 +47,23 @@ struct TokenBatch {
 struct RowLosses {
     std::vector<double> loss_L;
     std::vector<std::uint8_t> correct_L;
+};
+
+/// The same on the engine's device, valid until its next pass.
+struct RowLossTensors {
+    at::Tensor loss_L;     ///< float64
+    at::Tensor correct_L;  ///< uint8
+    /// Copies them to the host: the one place where a step waits for the device.
+    [[nodiscard]] RowLosses to_host() const;
+};
+
+class Engine;
+
+/// Runs an engine's training steps in its place, for instance by replaying recorded ones (cuda/graph_step.hpp).
+class StepRunner {
+public:
+    virtual ~StepRunner() = default;
+    [[nodiscard]] virtual RowLossTensors train(Engine& engine, const TokenBatch& batch, double dropout) = 0;
 };
 
 /// Rows of logits that exist at a time: V can be 50,000 and more.
@@ -65,6 +84,12 @@ public:
     /// Forward and backward: fills the gradients of the adapters named in batch.runs (overwriting them) with those of
     /// sum over rows of row_scale * loss. @param dropout probability on the adapters' inputs
     [[nodiscard]] RowLosses train(const TokenBatch& batch, double dropout = 0.0);
+    /// The same without a runner, and without waiting for the device.
+    [[nodiscard]] RowLossTensors train_on_device(const TokenBatch& batch, double dropout = 0.0);
+    /// Grows the arenas to what the last pass wanted, if it wanted more: the next pass of its shape allocates nothing.
+    void settle() { reset_arenas(); }
+    /// train() goes through this runner from now on; null: none.
+    void set_step_runner(std::unique_ptr<StepRunner> runner) { runner_ = std::move(runner); }
     /// Forward only; runs without adapters (an empty list) evaluate the base.
     [[nodiscard]] RowLosses evaluate(const TokenBatch& batch);
     /// Logits [L, V] of the batch's loss rows (target_L and row_scale_L are not read).
@@ -91,7 +116,7 @@ private:
     void layer_backward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const Saved& saved,
                         at::Tensor dx_ND);
     /// Losses of the loss rows; with dx the gradient with respect to the last layer's output is written there.
-    [[nodiscard]] RowLosses head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
+    [[nodiscard]] RowLossTensors head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
     /// The tensor in another dtype (itself where it has it), as a temporary.
     [[nodiscard]] at::Tensor as(const at::Tensor& x, at::ScalarType dtype);
     [[nodiscard]] bool adapted(std::size_t l, std::initializer_list<int> targets) const;
@@ -108,6 +133,7 @@ private:
     at::ScalarType activation_dtype_;
     Arena arena_;    // what the backward needs, for the whole step
     Arena scratch_;  // temporaries of a phase
+    std::unique_ptr<StepRunner> runner_;
 };
 
 }  // namespace hetlora

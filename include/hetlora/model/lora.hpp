@@ -27,6 +27,12 @@ struct LoraMatrix {
     at::Tensor grad_bt_CWO;
 };
 
+/// A client's adapter in canonical form.
+struct ClientFactors {
+    std::span<const double> canonical;
+    std::int64_t lora_rank = 0;
+};
+
 /// Adapters of clients of one width.
 class AdapterGroup {
 public:
@@ -35,8 +41,12 @@ public:
 
     /// Sets a client's adapter from its canonical form; slots from lora_rank to width become 0.
     void set(std::int64_t client, std::span<const double> canonical, std::int64_t lora_rank);
+    /// Sets the first clients' adapters: one copy to the device for all of them, through pinned memory on a GPU.
+    void set_all(std::span<const ClientFactors> clients);
     /// The client's adapter in canonical form at this lora_rank.
     [[nodiscard]] std::vector<double> get(std::int64_t client, std::int64_t lora_rank) const;
+    /// The first clients' adapters: one copy from the device for all of them.
+    [[nodiscard]] std::vector<std::vector<double>> get_all(std::span<const std::int64_t> lora_ranks) const;
     /// The client's gradient in canonical form (for tests and the tail regulariser's checks).
     [[nodiscard]] std::vector<double> get_gradient(std::int64_t client, std::int64_t lora_rank) const;
 
@@ -53,7 +63,10 @@ public:
     std::vector<LoraMatrix> matrices;
 
 private:
-    [[nodiscard]] std::vector<double> read(const at::Tensor& arena, std::int64_t client, std::int64_t lora_rank) const;
+    /// Writes a client's row of staged_CP (on the host, zeros so far) from its canonical form.
+    void write_row(at::Tensor staged_CP, std::int64_t client, const ClientFactors& factors) const;
+    [[nodiscard]] std::vector<double> read_row(const at::Tensor& staged_CP, std::int64_t client,
+                                               std::int64_t lora_rank) const;
 
     AdapterLayout layout_;
     std::int64_t width_;

@@ -16,6 +16,9 @@
 
 namespace hetlora::ops {
 
+/// Runs namespace `aten` on the CPU too: what a GPU would run, for tests and for gpu_check.sh on a machine without one.
+void force_aten(bool forced);
+
 /// y = x * rstd * w, rstd_N = (mean(x^2) + eps)^(-1/2). @pre x, y [N, D] contiguous, w [D], rstd [N] (or undefined)
 void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Tensor y_ND, at::Tensor rstd_N);
 /// dx += gradient of rms_norm.
@@ -34,7 +37,7 @@ struct RotaryTable {
 [[nodiscard]] RotaryTable make_rotary_table(std::int64_t positions, std::int64_t head_size, double theta,
                                             const at::TensorOptions& options);
 /// Rotates `heads` heads that start at column 0 of x (row stride may be larger than heads * E), in place.
-/// direction +1 forward, -1 its transpose (backward). @pre position_N int32 on the CPU
+/// direction +1 forward, -1 its transpose (backward). @pre position_N int32, on x's device
 void rotary(at::Tensor x_NX, std::int64_t heads, std::int64_t head_size, const RotaryTable& table,
             const at::Tensor& position_N, int direction);
 
@@ -44,15 +47,18 @@ void swiglu_backward(const at::Tensor& d_out_NI, const at::Tensor& gate_up_N2I, 
 
 /// Causal attention with grouped queries inside each span; lse [N, H] is kept for the backward (may be undefined).
 /// q is [N, H*E], k and v [N, K*E], each possibly a column slice of one wider tensor.
+/// @param place_N see span_places; the CPU kernels do not read it
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
-               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH);
+               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH,
+               const at::Tensor& place_N = {});
 struct AttentionGradient {
     at::Tensor q, k, v;
 };
 /// Writes dq, dk, dv (same strides as q, k, v).
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
-                        const at::Tensor& lse_NH, const at::Tensor& d_out, AttentionGradient gradient);
+                        const at::Tensor& lse_NH, const at::Tensor& d_out, AttentionGradient gradient,
+                        const at::Tensor& place_N = {});
 
 /// The LoRA terms of some clients with equally many consecutive rows each: z = x A^T, y += scale z Bt.
 /// x [C*R, I] and y [C*R, O] may be column slices; a [C, W, I], bt [C, W, O] and z [C, R, W] (written) have contiguous
@@ -63,16 +69,17 @@ void lora_forward(const at::Tensor& x, const at::Tensor& a_CWI, const at::Tensor
 void lora_backward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& z_CRW, const at::Tensor& a_CWI,
                    const at::Tensor& bt_CWO, double scale, at::Tensor da_CWI, at::Tensor dbt_CWO, at::Tensor dx);
 
-/// Loss of each row in float64 (loss_L, CPU) and, where correct_L is not null, whether the target had the largest
-/// logit. With want_gradient the logits become row_scale_L * (softmax - onehot).
-void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, double* loss_L,
-                   std::uint8_t* correct_L, bool want_gradient);
+/// Loss of each row (loss_L, float64) and, where correct_L (uint8) is defined, whether the target had the largest
+/// logit: both on the logits' device. With want_gradient the logits become row_scale_L * (softmax - onehot).
+void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, at::Tensor loss_L,
+                   at::Tensor correct_L, bool want_gradient);
 
 }  // namespace hetlora::ops
 
 namespace hetlora::aten {
 
-// The same operations from ATen's ops alone: for devices without kernels of ours, and as oracle in tests.
+// The same operations from ATen's ops alone: for devices without kernels of ours, and as oracle in tests. None waits
+// for the device; with bfloat16 activations they compute in float32 and round once, like the kernels.
 void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Tensor y_ND, at::Tensor rstd_N);
 void rms_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& rstd_N,
                        at::Tensor dx_ND);
@@ -80,12 +87,20 @@ void rotary(at::Tensor x_NX, std::int64_t heads, std::int64_t head_size, const o
             const at::Tensor& position_N, int direction);
 void swiglu(const at::Tensor& gate_up_N2I, at::Tensor out_NI);
 void swiglu_backward(const at::Tensor& d_out_NI, const at::Tensor& gate_up_N2I, at::Tensor dgate_up_N2I);
+
+/// Where each row of the spans stands in the grid [sequences, longest] that aten::attention works on, all sequences at
+/// once: sequence * longest + position (int64, on the device). Undefined where the spans are equally long: their rows
+/// are the grid. Made once per batch, because it is copied from the host. @pre each span starts where the last one
+/// ended
+[[nodiscard]] at::Tensor span_places(const std::vector<AttentionSpan>& spans, at::Device device);
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
-               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH);
+               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH,
+               const at::Tensor& place_N = {});
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
-                        const at::Tensor& lse_NH, const at::Tensor& d_out, ops::AttentionGradient gradient);
-void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, double* loss_L,
-                   std::uint8_t* correct_L, bool want_gradient);
+                        const at::Tensor& lse_NH, const at::Tensor& d_out, ops::AttentionGradient gradient,
+                        const at::Tensor& place_N = {});
+void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, at::Tensor loss_L,
+                   at::Tensor correct_L, bool want_gradient);
 
 }  // namespace hetlora::aten
