@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -11,6 +12,8 @@
 #include "hetlora/base/text.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/comm/agree.hpp"
+#include "hetlora/cuda/device.hpp"
+#include "hetlora/cuda/graph_step.hpp"
 #include "hetlora/tensor/frozen_linear.hpp"
 #include "hetlora/tensor/profile.hpp"
 
@@ -25,8 +28,31 @@ double median(std::vector<double> values) {
     return n == 0 ? 0.0 : n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
+/// Seconds of an operation on the device, the median of a few.
+template <typename Operation>
+double seconds_of(Operation operation) {
+    std::vector<double> seconds;
+    for (int i = 0; i < 4; ++i) {
+        cuda::synchronise();
+        const Stopwatch watch;
+        operation();
+        cuda::synchronise();
+        if (i > 0) seconds.push_back(watch.seconds());
+    }
+    return median(seconds);
+}
+
+/// Width of the square matrices whose products are the peak: large enough to fill the device.
+std::int64_t peak_width(at::Device device) { return device.is_cuda() ? 8192 : 1024; }
+
 /// FLOP/s of the best path on large square matrices: what "peak" means below.
-double gemm_peak(at::ScalarType dtype) {
+double gemm_peak(at::ScalarType dtype, at::Device device) {
+    if (device.is_cuda()) {
+        const std::int64_t width = peak_width(device);
+        const at::Tensor a = at::ones({width, width}, at::TensorOptions().dtype(dtype).device(device));
+        at::Tensor product = at::empty_like(a);
+        return 2.0 * std::pow(static_cast<double>(width), 3) / seconds_of([&] { at::mm_out(product, a, a); });
+    }
     const std::array<GemmShape, 1> square{GemmShape{1024, 1024}};
     double best = 0.0;
     for (const auto& measured : measure_gemm(square, dtype, at::kCPU)) best = std::max(best, measured.flops_per_s);
@@ -34,16 +60,10 @@ double gemm_peak(at::ScalarType dtype) {
 }
 
 /// Bytes per second of a copy that does not fit into the caches, read and written bytes both counted.
-double copy_bandwidth() {
-    const at::Tensor from = at::ones({std::int64_t{32} << 20});
+double copy_bandwidth(at::Device device) {
+    const at::Tensor from = at::ones({std::int64_t{32} << (device.is_cuda() ? 23 : 20)}, device);
     at::Tensor to = at::empty_like(from);
-    std::vector<double> seconds;
-    for (int i = 0; i < 4; ++i) {
-        const Stopwatch watch;
-        to.copy_(from);
-        if (i > 0) seconds.push_back(watch.seconds());
-    }
-    return 2.0 * static_cast<double>(from.nbytes()) / median(seconds);
+    return 2.0 * static_cast<double>(from.nbytes()) / seconds_of([&] { to.copy_(from); });
 }
 
 /// One measured round.
@@ -72,7 +92,8 @@ public:
                                            .aggregate = experiment.strategy.aggregate,
                                            .reduction = experiment.settings.comm.reduction}) {}
 
-    Measured run(Work& work) {
+    /// @param profiled also says where the time goes; on a GPU that costs the overlap with the host
+    Measured run(Work& work, bool profiled = true) {
         Population population = *experiment_.population;  // pruning changes it; every run starts from the same
         const RoundContext context{
             .transport = transport_,
@@ -86,7 +107,7 @@ public:
             .plan = plan_options(experiment_.settings, experiment_.settings.compute.pack_tokens)};
         std::vector<double> global = start_;
         Measured measured;
-        active_profile = &measured.profile;
+        active_profile = profiled ? &measured.profile : nullptr;
         const Stopwatch watch;
         const RoundOutcome outcome = run_round(context, 1, global);
         measured.round_s = watch.seconds();
@@ -123,6 +144,7 @@ struct Result {
     double round_s = 0.0;
     double train_s = 0.0;
     double peak = 0.0;
+    std::int64_t peak_width = 0;
     double bandwidth = 0.0;
     double evaluation_tokens_per_s = 0.0;
     std::array<double, n_parts> seconds{};
@@ -137,7 +159,7 @@ std::string table_of(const Result& result, const Settings& settings) {
     std::string text = fmt::format(
         "{} rounds of {} client steps in {} packs, {} tokens a round; {} thread{}, {}, gemm {}, kernels {}\n"
         "  one client step  {:.3f} ms in training, {:.3f} ms of the whole round; {} tokens/s\n"
-        "  share of peak    {:.1f} % ({:.1f} of {:.1f} GFLOP/s; peak: 1024 x 1024 products, best path, before and "
+        "  share of peak    {:.1f} % ({:.1f} of {:.1f} GFLOP/s; peak: {} x {} products, best path, before and "
         "after)\n"
         "  outside training {:.1f} % of a round   evaluation {} tokens/s   memory copy {:.1f} GB/s\n\n"
         "  {:<16} {:>10} {:>8} {:>9} {:>8}\n",
@@ -145,9 +167,9 @@ std::string table_of(const Result& result, const Settings& settings) {
         settings.compute.threads == 1 ? "" : "s", name_of(settings.model.precision), name_of(settings.compute.gemm),
         name_of(settings.compute.vector), result.per_step(result.train_s), result.per_step(result.round_s),
         human_count(static_cast<double>(result.work.tokens) / result.train_s), 100.0 * result.share_of_peak(),
-        result.all_flops() / result.train_s / 1e9, result.peak / 1e9, 100.0 * (1.0 - result.train_s / result.round_s),
-        human_count(result.evaluation_tokens_per_s), result.bandwidth / 1e9, "part", "ms/step", "time", "GFLOP/s",
-        "of peak");
+        result.all_flops() / result.train_s / 1e9, result.peak / 1e9, result.peak_width, result.peak_width,
+        100.0 * (1.0 - result.train_s / result.round_s), human_count(result.evaluation_tokens_per_s),
+        result.bandwidth / 1e9, "part", "ms/step", "time", "GFLOP/s", "of peak");
     double named = 0.0;
     for (std::size_t p = 0; p < n_parts; ++p) {
         named += result.seconds[p];
@@ -186,6 +208,7 @@ std::string json_of(const Result& result, const Experiment& experiment) {
                                          {"pack_tokens", settings.compute.pack_tokens},
                                          {"threads", settings.compute.threads},
                                          {"precision", name_of(settings.model.precision)},
+                                         {"device", describe_device(experiment.engine->weights().options().device())},
                                          {"gemm", name_of(settings.compute.gemm)},
                                          {"vector", name_of(settings.compute.vector)},
                                          {"recompute", name_of(settings.compute.recompute)},
@@ -224,15 +247,18 @@ int run_bench(Transport& transport, const Settings& settings, const CommandLine&
     result.start_s = start.seconds();
     FirstRound first(transport, experiment);
     (void)first.run(result.work);  // grows the arenas
-    const double peak_before = gemm_peak(dtype);
-    result.bandwidth = copy_bandwidth();
+    const at::Device device = experiment.engine->weights().options().device();
+    result.peak_width = peak_width(device);
+    const double peak_before = gemm_peak(dtype, device);
+    result.bandwidth = copy_bandwidth(device);
 
     const double wanted_s = static_cast<double>(command.seconds.value_or(10));
     constexpr std::size_t least_rounds = 3;
     std::vector<Measured> measured;
     const Stopwatch watch;
-    while (measured.size() < least_rounds || watch.seconds() < wanted_s) measured.push_back(first.run(result.work));
-    result.peak = std::max(peak_before, gemm_peak(dtype));
+    while (measured.size() < least_rounds || watch.seconds() < wanted_s)
+        measured.push_back(first.run(result.work, /*profiled=*/!device.is_cuda()));
+    result.peak = std::max(peak_before, gemm_peak(dtype, device));
     result.evaluation_tokens_per_s = first.evaluation_tokens_per_s();
     result.rounds = measured.size();
     const auto median_of = [&](auto value) {
@@ -242,6 +268,13 @@ int run_bench(Transport& transport, const Settings& settings, const CommandLine&
     };
     result.round_s = median_of([](const Measured& m) { return m.round_s; });
     result.train_s = median_of([](const Measured& m) { return m.train_s; });
+    if (device.is_cuda()) {  // the parts in a round of their own: step by step, waiting for each part
+        experiment.engine->set_step_runner(nullptr);
+        profile_wait = cuda::synchronise;
+        measured = {first.run(result.work)};
+        profile_wait = nullptr;
+        experiment.engine->set_step_runner(cuda::make_graph_runner());
+    }
     for (std::size_t p = 0; p < n_parts; ++p) {
         result.seconds[p] = median_of([p](const Measured& m) { return m.profile.seconds[p]; });
         result.flops[p] = measured.front().profile.flops[p];

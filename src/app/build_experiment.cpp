@@ -10,6 +10,7 @@
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/comm/agree.hpp"
+#include "hetlora/cuda/graph_step.hpp"
 #include "hetlora/fed/lora_ranks.hpp"
 #include "hetlora/store/safetensors.hpp"
 
@@ -106,9 +107,13 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
     });
     experiment.choice = choose_engine(transport, experiment.settings, config, experiment.layout);
     agree(transport, "loading the model", [&] {
-        experiment.engine = std::make_unique<Engine>(
-            load_weights(settings.model.path, activation_dtype(settings.model.precision), at::kCPU), experiment.layout,
-            experiment.choice.options);
+        experiment.engine =
+            std::make_unique<Engine>(load_weights(settings.model.path, activation_dtype(settings.model.precision),
+                                                  engine_device(transport, experiment.settings.compute)),
+                                     experiment.layout, experiment.choice.options);
+        if (experiment.settings.compute.device == DeviceChoice::cuda) {
+            experiment.engine->set_step_runner(cuda::make_graph_runner());
+        }
     });
     experiment.global_scale = lora_scale(settings.lora, settings.lora.rank_max);
     agree(transport, "counting the clients' data", [&] {
@@ -163,7 +168,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "clients\n"
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
         "  a round   about {} up and {} down in true bytes\n"
-        "  machine   {} MPI rank{}, {} thread{} each, cpu, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
+        "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
         "each",
         settings.experiment.name, "on " + transport.hosts().front(), settings.experiment.rounds, cohort, eligible,
         experiment.strategy.preset, settings.model.path.filename().string(),
@@ -176,7 +181,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
         transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
-        name_of(settings.compute.vector), name_of(settings.compute.gemm), settings.compute.pack_tokens,
+        describe_device(experiment.engine->weights().options().device()), name_of(settings.compute.vector),
+        name_of(settings.compute.gemm), settings.compute.pack_tokens,
         human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)));
 }
 

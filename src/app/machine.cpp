@@ -17,6 +17,7 @@
 #include "hetlora/base/text.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/comm/mpi_transport.hpp"
+#include "hetlora/cuda/device.hpp"
 #include "hetlora/model/memory.hpp"
 #include "hetlora/tensor/kernels.hpp"
 #include "hetlora/tensor/torch.hpp"
@@ -27,6 +28,8 @@ namespace {
 /// Rows of a pass through the model that fill a CPU's GEMMs; larger packs bring nothing there.
 constexpr std::int64_t cpu_pack_tokens = 2048;
 constexpr std::int64_t least_pack_tokens = 256;
+/// The same for a GPU (chosen by its arithmetic, not measured: docs/gpu.md).
+constexpr std::int64_t gpu_pack_tokens = 16384;
 /// Activations of a pack that are worth their memory; wide models fill the GEMMs with fewer rows anyway.
 constexpr std::int64_t pack_activation_bytes = std::int64_t{1} << 30;
 
@@ -91,26 +94,29 @@ std::int64_t peak_memory_bytes() {
 }
 
 void choose_compute(Transport& transport, ComputeSettings& compute) {
-    std::array<std::int64_t, 2> chosen{};
-    agree(transport, "choosing threads and kernels", [&] {
-        if (compute.device == DeviceChoice::cuda) {
-            throw environment_error(
-                "compute.device = cuda: this version of hetlora computes on the CPU only; take `auto` or `cpu`");
-        }
+    std::array<std::int64_t, 3> chosen{};
+    agree(transport, "choosing device, threads and kernels", [&] {
+        if (compute.device == DeviceChoice::cuda) cuda::require_device();
         if (!transport.is_root()) return;
         const std::int64_t cores = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
         const std::int64_t share = std::max<std::int64_t>(1, cores / transport.node_mpi_size());
         chosen = {compute.threads > 0 ? compute.threads : std::min(share, usable_cores()),
-                  static_cast<std::int64_t>(level_of(compute.vector))};
+                  static_cast<std::int64_t>(level_of(compute.vector)),
+                  compute.device != DeviceChoice::cpu && cuda::available() ? 1 : 0};
     });
     transport.broadcast_values(chosen);
     agree(transport, "setting threads and kernels", [&] {
         set_vector_level(static_cast<VectorLevel>(chosen[1]));
         at::set_num_threads(static_cast<int>(chosen[0]));
+        if (chosen[2] != 0) (void)cuda::use_device(transport.node_mpi_rank());
     });
-    compute.device = DeviceChoice::cpu;
+    compute.device = chosen[2] != 0 ? DeviceChoice::cuda : DeviceChoice::cpu;
     compute.threads = chosen[0];
     compute.vector = choice_of(static_cast<VectorLevel>(chosen[1]));
+}
+
+at::Device engine_device(const Transport& transport, const ComputeSettings& compute) {
+    return compute.device == DeviceChoice::cuda ? cuda::use_device(transport.node_mpi_rank()) : at::Device(at::kCPU);
 }
 
 at::ScalarType activation_dtype(Precision precision) {
@@ -136,12 +142,24 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
                            const AdapterLayout& layout) {
     ComputeSettings& compute = settings.compute;
     const at::ScalarType dtype = activation_dtype(settings.model.precision);
+    const at::Device device = engine_device(transport, compute);
+    const bool on_gpu = device.is_cuda();
     EngineChoice choice;
     std::array<std::int64_t, 2> chosen{};
     agree(transport, "measuring the matrix products", [&] {
+        if (on_gpu && settings.lora.dropout > 0.0) {
+            throw usage_error(
+                "lora.dropout = {} is only available on the CPU so far: set it to 0, or take compute.device = cpu",
+                settings.lora.dropout);
+        }
+        if (on_gpu && compute.gemm != GemmChoice::automatic && compute.gemm != GemmChoice::mkl) {
+            throw usage_error("compute.gemm = {} is a way of the CPU: leave it at auto with compute.device = cuda",
+                              name_of(compute.gemm));
+        }
         if (!transport.is_root()) return;
         GemmPath path = GemmPath::mkl;
-        if (compute.gemm == GemmChoice::automatic) {
+        if (on_gpu) {  // the library's own products
+        } else if (compute.gemm == GemmChoice::automatic) {
             const std::int64_t I = config.intermediate_size;
             const std::array<GemmShape, 4> shapes{
                 GemmShape{config.hidden_size, config.query_width() + 2 * config.kv_width()},
@@ -153,7 +171,7 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
                    : compute.gemm == GemmChoice::widened ? GemmPath::widened
                                                          : GemmPath::mkl;
         }
-        if (path == GemmPath::widened || (dtype == at::kBFloat16 && !has_bf16_hardware())) {
+        if (path == GemmPath::widened || (!on_gpu && dtype == at::kBFloat16 && !has_bf16_hardware())) {
             choice.warnings.push_back(bf16_warning(config));
         }
         chosen[0] = static_cast<std::int64_t>(path);
@@ -169,18 +187,22 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
                        .recompute = choice.options.recompute,
                        .lora_width = lora_width(settings.lora.rank_max)});
     agree(transport, "counting memory", [&] {
-        const std::int64_t free_bytes = free_memory_bytes();
+        const std::int64_t free_bytes = on_gpu ? cuda::free_memory_bytes(device) : free_memory_bytes();
+        const std::int64_t sharing =
+            on_gpu ? cuda::mpi_ranks_sharing(transport.node_mpi_rank(), transport.node_mpi_size(), cuda::device_count())
+                   : transport.node_mpi_size();
         if (transport.is_root()) {
-            const std::int64_t budget = std::min(pack_activation_bytes, free_bytes / 4);
+            const std::int64_t budget = on_gpu ? free_bytes / 4 : std::min(pack_activation_bytes, free_bytes / 4);
             const std::int64_t rows = budget / memory.bytes_per_row / least_pack_tokens * least_pack_tokens;
-            chosen[1] = compute.pack_tokens > 0
-                            ? compute.pack_tokens
-                            : std::clamp(rows, std::max(least_pack_tokens, settings.data.sequence_length),
-                                         std::max(cpu_pack_tokens, settings.data.sequence_length));
+            chosen[1] =
+                compute.pack_tokens > 0
+                    ? compute.pack_tokens
+                    : std::clamp(rows, std::max(least_pack_tokens, settings.data.sequence_length),
+                                 std::max(on_gpu ? gpu_pack_tokens : cpu_pack_tokens, settings.data.sequence_length));
         }
         const std::int64_t available = compute.memory_gib > 0
                                            ? static_cast<std::int64_t>(compute.memory_gib * 1073741824.0)
-                                           : free_bytes / transport.node_mpi_size();
+                                           : free_bytes / sharing;
         const std::int64_t smallest = settings.local.batch_size * settings.data.sequence_length;
         const std::int64_t needed = memory.frozen_bytes + memory.step_bytes(smallest);
         if (needed > available) {
@@ -206,15 +228,17 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
     return choice;
 }
 
+std::string describe_device(at::Device device) { return device.is_cuda() ? cuda::device_name(device) : "cpu"; }
+
 std::string build_facts() {
-    return fmt::format("hetlora {} ({}{})\ncompiler {}\nLibTorch {}\nMPI {}\nHDF5 {}\nBoost {}.{}.{}",
-                       build_info::version, build_info::git_commit,
-                       build_info::git_dirty ? ", with uncommitted changes" : "", build_info::compiler,
-                       build_info::torch_version, MpiSession::library_version(), build_info::hdf5_version,
-                       BOOST_VERSION / 100000, BOOST_VERSION / 100 % 1000, BOOST_VERSION % 100);
+    return fmt::format(
+        "hetlora {} ({}{})\ncompiler {}\nLibTorch {}\n{}\nMPI {}\nHDF5 {}\nBoost {}.{}.{}", build_info::version,
+        build_info::git_commit, build_info::git_dirty ? ", with uncommitted changes" : "", build_info::compiler,
+        build_info::torch_version, cuda::build_facts(), MpiSession::library_version(), build_info::hdf5_version,
+        BOOST_VERSION / 100000, BOOST_VERSION / 100 % 1000, BOOST_VERSION % 100);
 }
 
-Provenance machine_provenance(const Transport& transport) {
+Provenance machine_provenance(const Transport& transport, at::Device device) {
     Provenance provenance;
     provenance.texts = {{"git_commit", build_info::git_commit},
                         {"compiler", build_info::compiler},
@@ -222,7 +246,7 @@ Provenance machine_provenance(const Transport& transport) {
                         {"mpi_library", MpiSession::library_version()},
                         {"hdf5_version", build_info::hdf5_version},
                         {"hosts", fmt::format("{}", join(transport.hosts(), " "))},
-                        {"devices", "cpu"}};
+                        {"devices", describe_device(device)}};
     provenance.integers = {{"git_dirty", build_info::git_dirty ? 1 : 0}, {"mpi_size", transport.mpi_size()}};
     // An allow-list: a whole environment holds tokens and passwords.
     for (const char* name :

@@ -135,6 +135,15 @@ def test_malformed_ini(good, tmp_path):
             f"{ini}:{n_lines}", output=tmp_path / "out")  # fmt: skip
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine may have a GPU")
+def test_no_gpu(good, tmp_path):
+    ini = program.write_ini(tmp_path / "run.ini", good.world)
+    done = program.start("run", "--config", ini, "--output", tmp_path / "out", "compute.device=cuda")
+    refused(done, ENVIRONMENT, "compute.device = cuda", "compute.device = auto or cpu", output=tmp_path / "out")
+    built = "CUDA in this build" in program.start("--version").stdout
+    assert ("sees no GPU" if built else "built against a LibTorch without CUDA") in done.stderr
+
+
 # --- the output folder ---
 
 

@@ -33,6 +33,9 @@ struct EngineChoice {
 [[nodiscard]] EngineChoice choose_engine(Transport& transport, Settings& settings, const ModelConfig& config,
                                          const AdapterLayout& layout);
 
+/// Where this MPI rank's engine computes, after choose_compute().
+[[nodiscard]] at::Device engine_device(const Transport& transport, const ComputeSettings& compute);
+
 /// The dtype of activations and frozen matrices.
 [[nodiscard]] at::ScalarType activation_dtype(Precision precision);
 
@@ -45,10 +48,13 @@ struct EngineChoice {
 /// Largest resident memory of this process so far.
 [[nodiscard]] std::int64_t peak_memory_bytes();
 
+/// "cpu", or the GPU's number and name.
+[[nodiscard]] std::string describe_device(at::Device device);
+
 /// Versions of the program and its libraries, one line each; what --version prints.
 [[nodiscard]] std::string build_facts();
 
-/// Compiler, libraries, commit, hosts: attributes of /provenance.
-[[nodiscard]] Provenance machine_provenance(const Transport& transport);
+/// Compiler, libraries, commit, hosts, device: attributes of /provenance.
+[[nodiscard]] Provenance machine_provenance(const Transport& transport, at::Device device);
 
 }  // namespace hetlora

@@ -33,6 +33,9 @@ struct StepProfile {
 /// The profile that timers add to; null: none is taken.
 inline StepProfile* active_profile = nullptr;
 
+/// Called before a timer reads the clock: waits for a device that works beside the host; null where none does.
+inline void (*profile_wait)() = nullptr;
+
 /// Adds the time of its scope to a part. Scopes must not be nested.
 class PartTimer {
 public:
@@ -40,10 +43,12 @@ public:
     explicit PartTimer(StepPart part, double flops = 0.0) : part_(static_cast<std::size_t>(part)) {
         if (active_profile == nullptr) return;
         active_profile->flops[part_] += flops;
+        if (profile_wait != nullptr) profile_wait();
         start_ = std::chrono::steady_clock::now();
     }
     ~PartTimer() {
         if (active_profile == nullptr) return;
+        if (profile_wait != nullptr) profile_wait();
         active_profile->seconds[part_] +=
             std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     }
