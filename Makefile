@@ -21,7 +21,7 @@ export PRTE_MCA_rmaps_default_mapping_policy = :oversubscribe
 export CCACHE_BASEDIR = $(CURDIR)
 export CCACHE_NOHASHDIR = true
 
-.PHONY: help setup configure build demo demo-llm test test-long bench bench-peers lint format tidy clean
+.PHONY: help setup configure build demo demo-llm test test-long bench bench-peers check-cuda lint format tidy clean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ bench: build  ## share of the machine's GEMM peak: sizes, threads, ranks, packs,
 bench-peers: build  ## hetlora beside PyTorch + PEFT, batched Python and pfl, same training; 30 minutes, BENCH="--help"
 	@benchmarks/setup_peers.sh
 	@.venv-bench/bin/python benchmarks/bench_peers.py $(BENCH)
+
+check-cuda:  ## build against a CUDA LibTorch and run the C++ tests on the CPU (HETLORA_CUDA_TORCH=DIR, or 5.5 GB to download)
+	@scripts/check_cuda.sh
 
 lint: setup  ## clang-format and ruff, changing nothing
 	@scripts/lint.sh check
