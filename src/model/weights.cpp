@@ -8,6 +8,7 @@
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/store/safetensors.hpp"
+#include "hetlora/tensor/arena.hpp"
 
 namespace hetlora {
 namespace {
@@ -78,6 +79,11 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
     const CheckpointFolder checkpoint(folder);
     LlamaWeights weights = allocate_weights(config, at::TensorOptions().dtype(dtype).device(device));
     std::set<std::string> used;
+    prefer_huge_pages(weights.embedding_VD);
+    for (const LayerWeights& layer : weights.layer) {
+        for (const at::Tensor& matrix : {layer.qkv_XD, layer.o_DX, layer.gate_up_ID, layer.down_DI})
+            prefer_huge_pages(matrix);
+    }
     for (const auto& [name, tensor] : named_weights(weights)) {
         if (!checkpoint.contains(name)) {
             throw input_error(

@@ -54,8 +54,9 @@ MUTATIONS = [
     Mutation(
         "padded slots that are not 0 and get a gradient",
         LORA,
-        "at::Tensor row = at::zeros({row_size()}, at::kDouble);",
-        "at::Tensor row = at::full({row_size()}, 0.01, at::kDouble);",
+        "scalar_t* to = staged_CP.data_ptr<scalar_t>() + client * row_size();",
+        "scalar_t* to = staged_CP.data_ptr<scalar_t>() + client * row_size();\n"
+        "        std::fill_n(to, row_size(), static_cast<scalar_t>(0.01));",
         ("model_test", "train_test"),
     ),
     Mutation(
@@ -68,9 +69,9 @@ MUTATIONS = [
     Mutation(
         "loss normalised over the pack instead of each client",
         "src/model/batch.cpp",
-        "batch.row_scale_L = to_tensor(scales, at::kDouble).to(options);",
+        "batch.row_scale_L = to_tensor(scales, at::kDouble, device).to(options);",
         "std::ranges::fill(scales, 1.0 / static_cast<double>(scales.size()));\n"
-        "    batch.row_scale_L = to_tensor(scales, at::kDouble).to(options);",
+        "    batch.row_scale_L = to_tensor(scales, at::kDouble, device).to(options);",
         ("model_test", "train_test"),
     ),
     Mutation(

@@ -8,6 +8,11 @@
 
 namespace hetlora {
 
+/// Asks the system for huge pages behind a large tensor on the CPU that nobody has written to yet: most distributions
+/// give them to those who ask only, and passes over gigabytes of weights and activations spend less time in page
+/// tables. Does nothing where that is not possible.
+void prefer_huge_pages(const at::Tensor& fresh) noexcept;
+
 /// Hands out uninitialised tensors from a list of blocks that only grows. `reset()` makes all of it free again: tensors
 /// taken before must no longer be used.
 class Arena {
