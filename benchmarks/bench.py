@@ -26,7 +26,7 @@ import h5py
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "analysis"), str(ROOT / "benchmarks")]
 
-from workloads import WORKLOADS, NotAvailable, prepare  # noqa: E402
+from workloads import WORKLOADS, NotAvailable, Workload, prepare  # noqa: E402
 
 #: One client step of S and M takes a good part of a second: fewer of them a round.
 SIZES = {
@@ -54,11 +54,12 @@ class Bench:
         clients, steps = SIZES[name]
         return prepare(replace(WORKLOADS[name], clients_per_round=clients, steps=steps), self.to)[0]
 
-    def measure(self, group: str, name: str, label: str, *words: str) -> dict | None:
+    def measure(self, group: str, name: str, label: str, *words: str, workload: Workload | None = None) -> dict | None:
         """One `hetlora bench`; None (and a line that says so) where it can't run here."""
         out = self.to / "figures.json"
         out.unlink(missing_ok=True)
-        command = [self.program, "bench", "--config", self.config(name), "--seconds", str(self.seconds), "--json", out]
+        config = prepare(workload, self.to)[0] if workload else self.config(name)
+        command = [self.program, "bench", "--config", config, "--seconds", str(self.seconds), "--json", out]
         done = subprocess.run([*map(str, command), *words], capture_output=True, text=True, env=environment())
         if done.returncode != 0:
             print(f"{group}: {name} {label}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -130,11 +131,13 @@ def run_groups(bench: Bench, only: set[str]) -> None:
             for k in clients:
                 bench.measure("clients", name, f"{k} clients a pack", f"experiment.clients_per_round={max(k, 4)}",
                               f"compute.pack_tokens={128 * k}", "local.steps=1")  # fmt: skip
+    if wanted("tokens"):
         for name, batches in (("T", (2, 8, 32, 128)), ("S", (2, 8, 32))):
             for batch in batches:
-                bench.measure("tokens", name, f"{64 * batch} tokens a client step", f"local.batch_size={batch}",
-                              "local.steps=1", "data.min_windows=1", "experiment.clients_per_round=2",
-                              f"compute.pack_tokens={64 * batch}")  # fmt: skip
+                changes = {"name": f"{name}-{64 * batch}", "clients_per_round": 2, "n_clients": 4, "steps": 1}
+                workload = replace(WORKLOADS[name], batch_size=batch, **changes)
+                bench.measure("tokens", name, f"{64 * batch} tokens a client step", f"compute.pack_tokens={64 * batch}",
+                              workload=workload)  # fmt: skip
     if wanted("mixed"):
         unequal = ",".join((MIXED.split(",") * 17)[:65])
         zeropad = "strategy.preset=zeropad"
@@ -153,13 +156,22 @@ def main() -> int:
     parser.add_argument("--program", type=Path, default=ROOT / "build" / "hetlora")
     parser.add_argument("--to", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement; at least three rounds in any case")
-    parser.add_argument("--only", default="", help="groups: step,gemm,threads,ranks,curve,mixed,memory")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="groups: step,gemm,threads,ranks,curve,tokens,mixed,memory; the others keep their rows",
+    )
     arguments = parser.parse_args()
     start = time.time()
     bench = Bench(arguments.program.resolve(), arguments.to.resolve(), arguments.seconds)
     arguments.to.mkdir(parents=True, exist_ok=True)
+    only = set(filter(None, arguments.only.split(",")))
+    before = arguments.to / "bench.json"
+    if only and before.is_file():
+        groups = only | ({"clients"} if "curve" in only else set())
+        bench.rows = [row for row in json.loads(before.read_text())["rows"] if row["group"] not in groups]
     try:
-        run_groups(bench, set(filter(None, arguments.only.split(","))))
+        run_groups(bench, only)
     except NotAvailable as reason:
         print(reason, file=sys.stderr)
     from bench_report import curve_svg, markdown

@@ -20,10 +20,10 @@ def markdown(facts: dict, rows: list[dict]) -> str:
                     "| outside training | peak memory MiB |", "|---|---|---|---|---|---|---|---|"])  # fmt: skip
         for row in chosen:
             flops = sum(part["flops"] for part in row["parts"].values()) / row["train_s"]
+            rate = f"{flops / 1e9:.1f} of {row['gemm_peak_flops'] / 1e9:.1f}"
             out.append(
-                f"| {row['workload']} | {row['label']}, {row['threads']} thread{'s' * (row['threads'] > 1)}, gemm "
-                f"{row['gemm']} | {row['ms_per_client_step']:.3g} | {row['tokens_per_s']:,.0f} | {flops / 1e9:.1f} of "
-                f"{row['gemm_peak_flops'] / 1e9:.1f} | {100 * row['share_of_peak']:.0f} % | "
+                f"| {row['workload']} | {label(row)}, gemm {row['gemm']} | {number(row['ms_per_client_step'])} | "
+                f"{row['tokens_per_s']:,.0f} | {rate} | {100 * row['share_of_peak']:.0f} % | "
                 f"{100 * (1 - row['train_s'] / row['round_s']):.1f} % | {row['peak_memory_bytes'] / 2**20:,.0f} |"
             )
         out.append("")
@@ -52,6 +52,16 @@ def markdown(facts: dict, rows: list[dict]) -> str:
     return "\n".join(out) + "\n"
 
 
+def label(row: dict) -> str:
+    """What was measured, with the threads where the label doesn't say them."""
+    return row["label"] if "thread" in row["label"] else f"{row['label']}, {row['threads']} thread"
+
+
+def number(x: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
 def lora_ms(row: dict) -> float:
     """Milliseconds a client step in the LoRA terms."""
     return 1e3 * row["parts"]["LoRA terms"]["seconds"] / row["client_steps"]
@@ -66,10 +76,10 @@ def profile(row: dict) -> list[str]:
         named += part["seconds"]
         rate = part["flops"] / part["seconds"] if part["seconds"] > 0 and part["flops"] > 0 else math.nan
         speed = f"{rate / 1e9:.1f} | {100 * rate / row['gemm_peak_flops']:.0f} %" if rate == rate else " | "
-        out.append(f"| {name} | {1e3 * part['seconds'] / row['client_steps']:.3g} | "
+        out.append(f"| {name} | {number(1e3 * part['seconds'] / row['client_steps'])} | "
                    f"{100 * part['seconds'] / row['train_s']:.1f} % | {speed} |")  # fmt: skip
     rest = row["train_s"] - named
-    out.append(f"| the rest | {1e3 * rest / row['client_steps']:.3g} | {100 * rest / row['train_s']:.1f} % | | |")
+    out.append(f"| the rest | {number(1e3 * rest / row['client_steps'])} | {100 * rest / row['train_s']:.1f} % | | |")
     return [*out, ""]
 
 
