@@ -8,6 +8,7 @@
 #include "hetlora/app/machine.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/sha256.hpp"
+#include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/cuda/graph_step.hpp"
@@ -195,6 +196,7 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
     };
     const auto batches = evaluation_batches(windows, experiment.settings.compute.pack_tokens);
     std::vector<BatchSums> mine;
+    skip_wait_for_look();
     agree(transport, "evaluating", [&] {
         const std::int64_t rank_max = experiment.settings.lora.rank_max;
         AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,

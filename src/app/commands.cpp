@@ -13,7 +13,9 @@
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/info.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/resume.hpp"
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/config/load.hpp"
@@ -80,8 +82,16 @@ void check_same_settings(Transport& transport, const Settings& settings) {
     });
 }
 
+/// `run --resume --output DIR` without --config means the config of the run in DIR.
+std::optional<std::filesystem::path> config_of_run(const CommandLine& command) {
+    if (!command.resume || command.config || !command.output) return command.config;
+    const auto own = *command.output / "config.ini";
+    return std::filesystem::exists(own) ? std::optional(own) : command.config;
+}
+
 Settings load(Transport& transport, const CommandLine& command, RequiredFor task) {
     Settings settings = agree(transport, "reading the config", [&] {
+        if (const auto own = config_of_run(command)) return load_settings(own, command.overrides, task);
         if (command.config || task != RequiredFor::run) return load_settings(command.config, command.overrides, task);
         return load_settings_text(build_info::demo_config, "the embedded configs/demo.ini", command.overrides, task);
     });
@@ -90,18 +100,19 @@ Settings load(Transport& transport, const CommandLine& command, RequiredFor task
 }
 
 int run_run(Transport& transport, const CommandLine& command, const std::string& command_text, Terminal& terminal) {
-    agree(transport, "reading the command line", [&] {
-        if (!command.resume) return;
-        throw usage_error(
-            "--resume is not there yet: a run that was cut short starts again from round 1 in a new folder (its log up "
-            "to "
-            "the last committed round stays readable)");
-    });
-    const Settings settings = load(transport, command, RequiredFor::run);
+    const Settings given = load(transport, command, RequiredFor::run);
+    const StopSignals signals(given.checkpoint.signals);
+    Settings settings = given;
+    ResumePoint point;
+    if (command.resume) point = find_resume_point(transport, settings);
+    if (point.complete) {
+        for (const auto& note : point.notes) terminal.info(note);
+        return static_cast<int>(ExitCode::ok);
+    }
     Experiment experiment = build_experiment(transport, settings);
     for (const auto& warning : experiment.choice.warnings) terminal.warn(warning);
     terminal.info(describe_experiment(experiment, transport));
-    return run_experiment(transport, experiment, terminal, command_text);
+    return run_experiment(transport, experiment, terminal, command_text, point);
 }
 
 int run_check(Transport& transport, const CommandLine& command, Terminal& terminal) {

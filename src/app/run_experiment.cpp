@@ -6,16 +6,18 @@
 
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/resume.hpp"
+#include "hetlora/app/run_files.hpp"
 #include "hetlora/app/run_records.hpp"
 #include "hetlora/app/samples.hpp"
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/stop_request.hpp"
+#include "hetlora/base/text.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/fed/exchange.hpp"
 #include "hetlora/store/progress.hpp"
-#include "hetlora/store/run_folder.hpp"
-#include "hetlora/store/run_log.hpp"
-#include "hetlora/store/trace_file.hpp"
+#include "hetlora/store/progress_clock.hpp"
 
 namespace hetlora {
 namespace {
@@ -80,7 +82,33 @@ public:
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
             base_losses_ = client_losses(transport_, experiment_, global_);
         }
+        save_round(0);
     }
+
+    /// Goes on after the checkpoint of `point` instead of before_training().
+    void restore(const ResumePoint& point) {
+        CarriedState state = restore_checkpoint(transport_, experiment_, point);
+        global_ = std::move(state.global);
+        base_losses_ = std::move(state.base_losses);
+        std::array<double, 1> start_loss{};
+        if (transport_.is_root()) {
+            const auto rows = std::span(point.committed.records).first(static_cast<std::size_t>(point.round) + 1);
+            first_ = rows.front().round;
+            last_ = rows.back().round;
+            for (const RoundRecord& record : rows) {
+                bytes_up_ += record.round.bytes_up_true;
+                bytes_down_ += record.round.bytes_down_true;
+            }
+            start_loss[0] = first_.eval_loss;
+        }
+        transport_.broadcast_values(start_loss);
+        start_loss_ = start_loss[0];
+        saved_round_ = point.round;
+        first_own_round_ = point.round + 1;
+    }
+
+    /// The first round that this process trains.
+    [[nodiscard]] std::int64_t first_round() const { return first_own_round_; }
 
     void one_round(std::int64_t round) {
         Stopwatch watch;
@@ -117,6 +145,30 @@ public:
         }
         warn_about_slots(round, outcome);
         warn_about_dropped(round, outcome);
+        save_round(round);
+    }
+
+    /// The stop that all mpi_ranks agreed on: the unfinished round is discarded, the last complete one saved.
+    void stop(const AgreedError& request) {
+        terminal_.end_progress();
+        agree(transport_, "writing the last checkpoint", [&] {
+            if (!files_) return;
+            if (unsaved_) write(*unsaved_);
+            const std::string after = saved_round_ < 0 ? std::string("before the first evaluation was done")
+                                                       : fmt::format("after round {}", saved_round_);
+            const std::string line =
+                fmt::format("{} {}: {}; {:.2f} s after the request, longest wait for a look {:.2f} s", utc_now(), after,
+                            request.what(), seconds_since_stop_request(), longest_wait_for_look_s());
+            add_provenance_line(*files_, "stops", line);
+            files_->log.close();
+            if (files_->trace) files_->trace->close();
+            files_->status.state = RunState::stopped;
+            files_->status.round = std::max<std::int64_t>(0, saved_round_);
+            files_->status.message = line;
+            write_status(files_->folder.status(), files_->status);
+            terminal_.info(fmt::format("stopped on request {}; go on with: hetlora run --resume --output {}", after,
+                                       files_->folder.path().string()));
+        });
     }
 
     void after_training(double seconds) {
@@ -133,6 +185,9 @@ public:
                                           .base_model = settings.model.path.string(),
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                                           .metadata = {{"run_id", files_->status.run_id}}});
+            if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
+                write_last_checkpoint();
+            }
             files_->log.close();
             if (files_->trace) files_->trace->close();
             files_->status.state = RunState::done;
@@ -158,7 +213,8 @@ private:
                       const RoundOutcome* outcome, std::span<const double> received_from) {
         std::array<std::int64_t, 2> moved{transport_.traffic().up_bytes - before.up_bytes,
                                           transport_.traffic().down_bytes - before.down_bytes};
-        std::array<std::int64_t, 1> peak{peak_memory_bytes()};
+        std::array<std::int64_t, 2> peak{peak_memory_bytes(),
+                                         static_cast<std::int64_t>(1e6 * longest_wait_for_look_s())};
         transport_.all_sum(moved);
         transport_.all_max(peak);
         RoundRow& row = record.round;
@@ -188,9 +244,13 @@ private:
             files_->status.round = row.round;
             files_->status.train_loss = row.train_loss;
             files_->status.eval_loss = row.eval_loss;
+            const auto done = static_cast<double>(std::max<std::int64_t>(1, row.round - first_own_round_ + 1));
+            files_->status.seconds_left =
+                session_.seconds() / done * static_cast<double>(files_->status.rounds - row.round);
             write_status(files_->folder.status(), files_->status);
             io_s_ = io_watch.seconds();
         });
+        warn_about_lead_time(1e-6 * static_cast<double>(peak[1]));
         bytes_up_ += row.bytes_up_true;
         bytes_down_ += row.bytes_down_true;
         if (outcome == nullptr) return;
@@ -199,6 +259,51 @@ private:
                             .train_loss = row.train_loss,
                             .eval_loss = row.eval_loss,
                             .tokens_per_s = static_cast<double>(row.tokens) / row.t_round_s});
+    }
+
+    /// After a complete round: a checkpoint where one is due, else a copy in memory, for a stop.
+    void save_round(std::int64_t round) {
+        agree(transport_, "writing a checkpoint", [&] {
+            if (!files_) return;
+            unsaved_ = CarriedState{.round = round, .global = global_, .base_losses = base_losses_};
+            const auto every = experiment_.settings.checkpoint.every;
+            std::error_code ignored;
+            const bool asked = std::filesystem::remove(files_->folder.checkpoint_request(), ignored);
+            if (asked || (every > 0 && round % every == 0)) write(*unsaved_);
+            if (std::filesystem::remove(files_->folder.stop_request(), ignored)) request_stop();
+        });
+    }
+
+    /// @pre on root
+    void write(const CarriedState& state) {
+        const Stopwatch watch;
+        write_checkpoint(files_->folder.checkpoints(), make_checkpoint(experiment_, state),
+                         experiment_.settings.checkpoint.keep);
+        longest_checkpoint_s_ = std::max(longest_checkpoint_s_, watch.seconds());
+        io_s_ += watch.seconds();
+        saved_round_ = state.round;
+        unsaved_.reset();
+    }
+
+    /// A finished run keeps the checkpoint of its last round only. @pre on root
+    void write_last_checkpoint() {
+        const CarriedState state{
+            .round = experiment_.settings.experiment.rounds, .global = global_, .base_losses = base_losses_};
+        write_checkpoint(files_->folder.checkpoints(), make_checkpoint(experiment_, state), 1);
+        unsaved_.reset();
+    }
+
+    void warn_about_lead_time(double longest_wait_s) {
+        const CheckpointSettings& checkpoint = experiment_.settings.checkpoint;
+        const double needed_s = longest_wait_s + longest_checkpoint_s_;
+        if (!transport_.is_root() || warned_about_lead_ || checkpoint.signals.empty() || needed_s <= checkpoint.lead_s)
+            return;
+        warned_about_lead_ = true;
+        terminal_.warn(fmt::format(
+            "a signal to stop may wait {:.1f} s for the end of a step, and a checkpoint takes {:.1f} s: more "
+            "than the {:.0f} s between signal and kill (checkpoint.lead_s): ask Slurm for an earlier signal "
+            "(--signal=USR2@{:.0f}) and set checkpoint.lead_s to it",
+            longest_wait_s, longest_checkpoint_s_, checkpoint.lead_s, std::ceil(2.0 * needed_s)));
     }
 
     void warn_about_dropped(std::int64_t round, const RoundOutcome& outcome) {
@@ -239,6 +344,12 @@ private:
     std::int64_t bytes_up_ = 0;
     std::int64_t bytes_down_ = 0;
     bool warned_about_slots_ = false;
+    bool warned_about_lead_ = false;
+    std::int64_t saved_round_ = -1;  ///< of the newest checkpoint; -1: none
+    std::int64_t first_own_round_ = 1;
+    std::optional<CarriedState> unsaved_;  ///< root: the last complete round, where no checkpoint holds it
+    double longest_checkpoint_s_ = 0.0;
+    Stopwatch session_;
 };
 
 /// What status.json says of a run that an error ended; the rounds committed before stay as they are.
@@ -254,18 +365,38 @@ void mark_failed(std::optional<RunFiles>& files, const std::string& text) {
 
 }  // namespace
 
-int run_experiment(Transport& transport, Experiment& experiment, Terminal& terminal, const std::string& command_line) {
+int run_experiment(Transport& transport, Experiment& experiment, Terminal& terminal, const std::string& command_line,
+                   ResumePoint& point) {
     const Stopwatch watch;
     std::optional<RunFiles> files;
-    agree(transport, "creating the run folder", [&] {
-        if (transport.is_root()) files.emplace(create_files(experiment, transport, command_line));
+    agree(transport, "opening the run folder", [&] {
+        if (!transport.is_root()) return;
+        if (point.folder) check_same_run(point, experiment);
+        files.emplace(point.checkpoint ? resume_files(experiment, transport, command_line, point)
+                                       : create_files(experiment, transport, command_line, std::move(point.folder)));
     });
+    for (const auto& note : std::exchange(point.notes, {})) terminal.info(note);
+    Run run(transport, experiment, terminal, files);
     try {
-        Run run(transport, experiment, terminal, files);
-        run.before_training();
-        terminal.start_progress("round");
-        for (std::int64_t round = 1; round <= experiment.settings.experiment.rounds; ++round) run.one_round(round);
+        if (point.round >= 0) {
+            run.restore(point);
+            terminal.info(fmt::format("going on after round {}", point.round));
+        } else {
+            run.before_training();
+        }
+        terminal.start_progress("round", run.first_round() - 1);
+        for (std::int64_t round = run.first_round(); round <= experiment.settings.experiment.rounds; ++round) {
+            run.one_round(round);
+        }
         run.after_training(watch.seconds());
+    } catch (const AgreedError& error) {
+        if (error.code() == ExitCode::stopped) {
+            run.stop(error);
+            return static_cast<int>(ExitCode::stopped);
+        }
+        terminal.end_progress();
+        mark_failed(files, error.what());
+        throw;
     } catch (const std::exception& error) {
         terminal.end_progress();
         mark_failed(files, error.what());

@@ -2,56 +2,10 @@
 
 #include <cmath>
 
-#include "hetlora/app/build_info.hpp"
-#include "hetlora/app/machine.hpp"
 #include "hetlora/base/text.hpp"
-#include "hetlora/config/resolved.hpp"
 #include "hetlora/fed/weights.hpp"
 
 namespace hetlora {
-namespace {
-
-RunLogHeader log_header(const Experiment& experiment, const Transport& transport, const std::string& run_id,
-                        const std::string& command_line) {
-    RunLogHeader header{
-        .run_id = run_id, .creator_version = build_info::version, .rank_max = experiment.settings.lora.rank_max};
-    const Corpus& corpus = *experiment.corpus;
-    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
-        header.clients.push_back({.name = corpus.client_name(k),
-                                  .n_train_sequences = corpus.client_size(k).n_train_sequences,
-                                  .n_train_tokens = experiment.population->at(k).n_loss_tokens,
-                                  .initial_lora_rank = experiment.population->at(k).initial_lora_rank});
-    }
-    header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
-    header.provenance.texts["config"] = resolved_ini(experiment.settings);
-    header.provenance.texts["command_line"] = command_line;
-    header.provenance.texts["base_sha256"] = experiment.base_sha256;
-    header.provenance.texts["data_sha256"] = experiment.data_sha256;
-    header.provenance.integers["threads"] = experiment.settings.compute.threads;
-    return header;
-}
-
-}  // namespace
-
-RunFiles create_files(const Experiment& experiment, const Transport& transport, const std::string& command_line) {
-    const Settings& settings = experiment.settings;
-    RunFolder folder = RunFolder::create(settings.output.dir);
-    const std::string run_id = identity_hash(settings, experiment.base_sha256, experiment.data_sha256);
-    folder.write_config(resolved_ini(settings, fmt::format("identity {}\nbase sha256 {}\ndata sha256 {}", run_id,
-                                                           experiment.base_sha256, experiment.data_sha256)),
-                        resolved_json(settings));
-    RunLog log = RunLog::create(folder.run_log(), log_header(experiment, transport, run_id, command_line));
-    ProgressFile progress = ProgressFile::create(folder.progress());
-    std::optional<TraceWriter> trace;
-    if (settings.output.trace)
-        trace = TraceWriter::create(folder.trace(), run_id, experiment.layout, settings.lora.rank_max);
-    RunStatus status = status_of_this_process();
-    status.run_id = run_id;
-    status.rounds = settings.experiment.rounds;
-    write_status(folder.status(), status);
-    return {std::move(folder), std::move(log), std::move(progress), std::move(trace), std::move(status)};
-}
-
 void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
                  std::span<const double> received_from, std::span<const double> global, std::int64_t round) {
     const std::int64_t rank_max = experiment.settings.lora.rank_max;

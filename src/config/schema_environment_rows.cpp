@@ -1,4 +1,5 @@
 // Keys that say what is measured, where it runs and where it is written, and those of pretraining.
+#include "hetlora/base/stop_request.hpp"
 #include "schema_builder.hpp"
 #include "schema_rows.hpp"
 
@@ -59,6 +60,21 @@ void add_comm(std::vector<ConfigKey>& rows) {
         &S::reduction);
 }
 
+void add_checkpoint(std::vector<ConfigKey>& rows) {
+    using S = CheckpointSettings;
+    SectionBuilder<S> section("checkpoint", &Settings::checkpoint, rows);
+    section.integer({"every", Identity::none, "rounds between checkpoints; 0 = only when stopped and at the end"},
+                    &S::every, at_least(0));
+    section.integer({"keep", Identity::none, "checkpoints kept while the run goes on; a finished one keeps the last"},
+                    &S::keep, at_least(1));
+    section.names({"signals", Identity::none,
+                   "signals that stop the run in order: the last complete round is saved, the exit code is 75"},
+                  &S::signals, stop_signal_names(), "", true);
+    section.number({"lead_s", Identity::none,
+                    "seconds between such a signal and the end of the job; a warning tells when that is too short"},
+                   &S::lead_s, at_least(0));
+}
+
 void add_output(std::vector<ConfigKey>& rows) {
     using S = OutputSettings;
     SectionBuilder<S> section("output", &Settings::output, rows);
@@ -107,6 +123,7 @@ void add_environment_rows(std::vector<ConfigKey>& rows) {
     add_evaluation(rows);
     add_compute(rows);
     add_comm(rows);
+    add_checkpoint(rows);
     add_output(rows);
     add_pretrain(rows);
 }

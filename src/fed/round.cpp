@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/fed/exchange.hpp"
@@ -180,7 +181,9 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vec
     std::vector<ClientReport> mine;
     std::vector<TracedClient> traced;
     context.accumulator.clear();
+    skip_wait_for_look();
     agree(transport, fmt::format("training round {}", round), [&] {
+        throw_if_stop_requested();  // an MPI rank without packs, too
         const auto assignment = assign_packs(outcome.plan, transport.mpi_size());
         for (const std::int64_t pack : packs_of(assignment, transport.mpi_rank())) {
             train_one_pack(context, outcome.plan, outcome.plan.packs[static_cast<std::size_t>(pack)], options, global,

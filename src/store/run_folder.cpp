@@ -3,12 +3,19 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
+#include <limits>
+#include <mutex>
+#include <optional>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "hetlora/base/error.hpp"
@@ -49,7 +56,49 @@ std::string status_sentence(const fs::path& folder) {
     }
 }
 
+constexpr const char* lock_name = ".lock";
+
+std::optional<RunStatus> status_in(const fs::path& folder) {
+    try {
+        return read_status(folder / "status.json");
+    } catch (const Error&) {
+        return std::nullopt;
+    }
+}
+
+/// True if this process belongs to the Slurm job that the folder's last process belonged to.
+bool is_own_job(const fs::path& folder) {
+    const auto status = status_in(folder);
+    const std::string mine = status_of_this_process().job_id;
+    return status && !mine.empty() && status->job_id == mine;
+}
+
+/// Seconds since the last heartbeat; infinite if there never was one.
+double heartbeat_age_s(const fs::path& folder) {
+    struct stat about {};
+    if (::stat((folder / lock_name).c_str(), &about) != 0) return std::numeric_limits<double>::infinity();
+    return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count() -
+           static_cast<double>(about.st_mtim.tv_sec);
+}
+
+/// A process on another host, of another job, seems to be at work here. On this host the lock itself tells.
+bool beats_elsewhere(const fs::path& folder) {
+    const auto status = status_in(folder);
+    return status && status->state == RunState::running && status->host != status_of_this_process().host &&
+           !is_own_job(folder) && heartbeat_age_s(folder) < heartbeat_stale_s;
+}
+
 }  // namespace
+
+bool holds_run(const fs::path& folder) { return !found_run_files(folder).empty(); }
+
+bool is_run_folder_in_use(const fs::path& folder) {
+    const int file = ::open((folder / lock_name).c_str(), O_RDWR | O_CLOEXEC);
+    if (file < 0) return false;
+    const bool held = ::flock(file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    ::close(file);
+    return held || beats_elsewhere(folder);
+}
 
 std::string describe_run_folder(const fs::path& folder) {
     const std::string found = found_run_files(folder);
@@ -82,8 +131,8 @@ void RunFolder::release() noexcept {
     lock_file_ = -1;
 }
 
-RunFolder RunFolder::lock(const fs::path& folder) {
-    const fs::path path = folder / ".lock";
+RunFolder RunFolder::lock(const fs::path& folder, double takeover_wait_s) {
+    const fs::path path = folder / lock_name;
     const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (file < 0) {
         throw environment_error(
@@ -92,8 +141,13 @@ RunFolder RunFolder::lock(const fs::path& folder) {
             folder.string(), std::strerror(errno));
     }
     RunFolder locked(folder, file, true);
-    if (::flock(file, LOCK_EX | LOCK_NB) != 0) {
+    const auto give_up_at = std::chrono::steady_clock::now() + std::chrono::duration<double>(takeover_wait_s);
+    while (::flock(file, LOCK_EX | LOCK_NB) != 0) {
         if (errno == EWOULDBLOCK) {
+            if (is_own_job(folder) && std::chrono::steady_clock::now() < give_up_at) {
+                std::this_thread::sleep_for(std::chrono::milliseconds(100));
+                continue;
+            }
             const std::string status = status_sentence(folder);
             throw usage_error(
                 "another process works in the run folder '{}' ({}) - its .lock is held - wait until it ends, or "
@@ -105,7 +159,15 @@ RunFolder RunFolder::lock(const fs::path& folder) {
                                     std::strerror(errno));
         }
         locked.locked_ = false;
+        break;
     }
+    if (beats_elsewhere(folder)) {
+        throw usage_error(
+            "a process on another node works in the run folder '{}' ({}) - its last sign of life is less than {:.0f} s "
+            "old - wait until it ends (or, if it is dead, a minute), or choose another folder (--output)",
+            folder.string(), status_sentence(folder), heartbeat_stale_s);
+    }
+    (void)::futimens(file, nullptr);
     return locked;
 }
 
@@ -125,7 +187,7 @@ RunFolder RunFolder::create(const fs::path& folder) {
             "mend its permissions",
             folder.string(), error.message());
     }
-    RunFolder locked = lock(folder);
+    RunFolder locked = lock(folder, 0.0);
     if (const std::string run = describe_run_folder(folder); !run.empty()) {
         throw usage_error(
             "the folder '{}' holds another run ({}) - found {} there - choose "
@@ -135,7 +197,7 @@ RunFolder RunFolder::create(const fs::path& folder) {
     return locked;
 }
 
-RunFolder RunFolder::reopen(const fs::path& folder) {
+RunFolder RunFolder::reopen(const fs::path& folder, double takeover_wait_s) {
     std::error_code error;
     if (!fs::is_directory(folder, error) || found_run_files(folder).empty()) {
         throw usage_error(
@@ -143,7 +205,7 @@ RunFolder RunFolder::reopen(const fs::path& folder) {
             "without --resume",
             folder.string());
     }
-    return lock(folder);
+    return lock(folder, takeover_wait_s);
 }
 
 void RunFolder::write_config(std::string_view ini, std::string_view json) const {
@@ -173,6 +235,42 @@ void RunFolder::clear_complete() const {
     if (error) {
         throw environment_error("cannot remove '{}' - {} - mend its permissions", complete().string(), error.message());
     }
+}
+
+void RunFolder::clear_run() const {
+    for (const char* name : run_files) {
+        std::error_code error;
+        fs::remove_all(path_ / name, error);
+        if (error) {
+            throw environment_error("cannot remove '{}' - {} - mend its permissions", (path_ / name).string(),
+                                    error.message());
+        }
+    }
+}
+
+struct Heartbeat::Beat {
+    std::mutex mutex;
+    std::condition_variable wake;
+    bool ended = false;
+    std::thread thread;
+};
+
+Heartbeat::Heartbeat(const RunFolder& folder, double every_s) : beat_(std::make_unique<Beat>()) {
+    beat_->thread = std::thread([beat = beat_.get(), path = folder.path() / lock_name, every_s] {
+        std::unique_lock guard(beat->mutex);
+        while (!beat->wake.wait_for(guard, std::chrono::duration<double>(every_s), [beat] { return beat->ended; })) {
+            (void)::utimensat(AT_FDCWD, path.c_str(), nullptr, 0);  // a missed beat is made up by the next
+        }
+    });
+}
+
+Heartbeat::~Heartbeat() {
+    {
+        const std::scoped_lock guard(beat_->mutex);
+        beat_->ended = true;
+    }
+    beat_->wake.notify_all();
+    beat_->thread.join();
 }
 
 }  // namespace hetlora

@@ -138,6 +138,11 @@ void RunLog::add_provenance(const Provenance& provenance) {
     impl_->file.flush();
 }
 
+std::string RunLog::provenance_text(const std::string& name) const {
+    const hdf5::Group group = impl_->file.open_group("provenance");
+    return group.has_attribute(name) && group.attribute_is_text(name) ? group.read_text(name) : std::string();
+}
+
 std::int64_t RunLog::committed_rounds() const noexcept { return impl_->committed_rounds; }
 
 void RunLog::close() {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include "hetlora/base/stop_request.hpp"
 #include "hetlora/model/batch.hpp"
 
 namespace hetlora {
@@ -43,6 +44,7 @@ std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowR
 
 EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
                               std::span<const std::size_t> batch, AdapterGroup* adapter, double scale) {
+    throw_if_stop_requested();
     std::vector<WindowTokens> tokens;
     tokens.reserve(batch.size());
     BatchClient client{.group = adapter, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {}};

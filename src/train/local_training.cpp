@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "hetlora/base/random.hpp"
+#include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/data/batches.hpp"
 #include "hetlora/model/batch.hpp"
@@ -99,6 +100,7 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
     }
 
     for (std::int64_t step = 0; step < most_steps; ++step) {
+        throw_if_stop_requested();
         std::optional<PartTimer> timer(std::in_place, StepPart::batch);
         std::vector<std::size_t> active;  // tasks in the order of the batch's rows
         std::vector<BatchClient> clients;

@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <memory>
+#include <thread>
 #include <utility>
 
 #include "hetlora/base/error.hpp"
@@ -173,6 +177,63 @@ TEST(RunFolder, a_failed_adapter_leaves_nothing) {
 
     for (const auto& entry : std::filesystem::directory_iterator(run.path()))
         EXPECT_EQ(entry.path().filename(), ".lock");
+}
+
+/// Writes a status as a process of this job on this host would.
+void write_running_status(const RunFolder& run, const std::string& job_id, const std::string& host = "") {
+    RunStatus status = status_of_this_process();
+    status.job_id = job_id;
+    if (!host.empty()) status.host = host;
+    write_status(run.status(), status);
+}
+
+TEST(RunFolder, the_same_job_waits_for_the_lock_and_takes_over) {
+    const TemporaryFolder folder;
+    ::setenv("SLURM_JOB_ID", "42", 1);
+    auto run = std::make_unique<RunFolder>(RunFolder::create(folder / "run"));
+    run->write_config("[experiment]\n", "{}");
+    write_running_status(*run, "42");
+
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.2); }, {"another process", "job 42"}),
+              ExitCode::usage);
+    std::thread ending([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(200));
+        run.reset();
+    });
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 30.0); }), ExitCode::ok);
+    ending.join();
+    ::unsetenv("SLURM_JOB_ID");
+}
+
+TEST(RunFolder, a_sign_of_life_from_another_host_keeps_others_out) {
+    const TemporaryFolder folder;
+    {
+        const RunFolder run = RunFolder::create(folder / "run");
+        run.write_config("[experiment]\n", "{}");
+        write_running_status(run, "42", "node-of-another-kind");
+    }
+    EXPECT_TRUE(is_run_folder_in_use(folder / "run"));
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }, {"another node", "node-of-another-kind"}),
+              ExitCode::usage);
+    const auto old = std::filesystem::file_time_type::clock::now() - std::chrono::seconds(100);
+    std::filesystem::last_write_time(folder / "run/.lock", old);
+    EXPECT_FALSE(is_run_folder_in_use(folder / "run"));
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }), ExitCode::ok);
+}
+
+TEST(RunFolder, a_heartbeat_renews_the_lock_file) {
+    const TemporaryFolder folder;
+    const RunFolder run = RunFolder::create(folder / "run");
+    const auto old = std::filesystem::file_time_type::clock::now() - std::chrono::hours(1);
+    std::filesystem::last_write_time(folder / "run/.lock", old);
+    {
+        const Heartbeat heartbeat(run, 0.01);
+        for (int i = 0; i < 500 && std::filesystem::last_write_time(folder / "run/.lock") == old; ++i) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        }
+    }
+    EXPECT_GT(std::filesystem::last_write_time(folder / "run/.lock"), old);
+    EXPECT_TRUE(is_run_folder_in_use(folder / "run"));
 }
 
 }  // namespace

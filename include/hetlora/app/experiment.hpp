@@ -46,7 +46,11 @@ struct Experiment {
 [[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
                                              std::span<const double> global, std::span<const WindowRef> windows);
 
-/// Runs all rounds and writes the run folder. Returns the process's exit code.
-int run_experiment(Transport& transport, Experiment& experiment, Terminal& terminal, const std::string& command_line);
+struct ResumePoint;
+
+/// Runs the rounds (from the first, or from where `point` stands) and writes the run folder.
+/// @return the process's exit code: 0, or 75 if it was stopped on request with the last complete round saved
+int run_experiment(Transport& transport, Experiment& experiment, Terminal& terminal, const std::string& command_line,
+                   ResumePoint& point);
 
 }  // namespace hetlora

@@ -1,7 +1,6 @@
-// What root writes about a run: its files, and the rows of the log made from a round's outcome.
+// The rows of the log and of the trace, made from a round's outcome.
 #pragma once
 
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -9,24 +8,9 @@
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/fed/round.hpp"
 #include "hetlora/store/progress.hpp"
-#include "hetlora/store/run_folder.hpp"
-#include "hetlora/store/run_log.hpp"
 #include "hetlora/store/trace_file.hpp"
 
 namespace hetlora {
-
-/// Root's files of a run. Elsewhere there is none.
-struct RunFiles {
-    RunFolder folder;
-    RunLog log;
-    ProgressFile progress;
-    std::optional<TraceWriter> trace;
-    RunStatus status;
-};
-
-/// Creates the run's folder and files on root. @throws Error (usage, environment) if the folder cannot be taken
-[[nodiscard]] RunFiles create_files(const Experiment& experiment, const Transport& transport,
-                                    const std::string& command_line);
 
 /// Appends a round's participations and its resulting global adapter to the trace.
 /// @param received_from the global adapter that the clients received, canonical form at rank_max

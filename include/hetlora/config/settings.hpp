@@ -155,6 +155,14 @@ struct CommSettings {
     bool operator==(const CommSettings&) const = default;
 };
 
+struct CheckpointSettings {
+    std::int64_t every = 1;                               ///< rounds; 0 = only at a stop and at the end
+    std::int64_t keep = 2;                                ///< newest ones kept
+    std::vector<std::string> signals = {"USR2", "TERM"};  ///< that stop the run with a checkpoint
+    double lead_s = 120;                                  ///< time between such a signal and the end of the job
+    bool operator==(const CheckpointSettings&) const = default;
+};
+
 struct OutputSettings {
     std::filesystem::path dir;  ///< load_settings() fills results/<experiment.name> where it is not given
     bool trace = false;
@@ -196,6 +204,7 @@ struct Settings {
     EvaluationSettings evaluation;
     ComputeSettings compute;
     CommSettings comm;
+    CheckpointSettings checkpoint;
     OutputSettings output;
     PretrainSettings pretrain;
     /// Keys that the file or the command line set, as "section.key".

@@ -1,10 +1,12 @@
 // The folder of one run: created once, locked while a process works in it, never overwritten.
 //
 // config.ini, config.json, run.h5, progress.jsonl, status.json, trace.h5, adapter/, checkpoint/, COMPLETE; the lock is
-// held on the file ".lock". Only the MPI root opens it.
+// held on the file ".lock", whose time of change is renewed every 15 s while the run goes on (a heartbeat: some file
+// systems know no locks between nodes). Only the MPI root opens it.
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,7 +20,21 @@ namespace hetlora {
 /// last change 2026-01-31T12:34:56Z"; "" if it holds none.
 [[nodiscard]] std::string describe_run_folder(const std::filesystem::path& folder);
 
+/// True if a run folder holds files of a run.
+[[nodiscard]] bool holds_run(const std::filesystem::path& folder);
+
+/// True if a process holds the lock of this folder (seen from this node), or its heartbeat is younger than a minute
+/// and status.json says that another host's process is running.
+[[nodiscard]] bool is_run_folder_in_use(const std::filesystem::path& folder);
+
+inline constexpr double heartbeat_every_s = 15.0;
+/// A heartbeat older than this is no sign of life.
+inline constexpr double heartbeat_stale_s = 60.0;
+
 /// An open, locked run folder. Move-only; the lock is held until it is destroyed (or the process ends in any way).
+///
+/// A folder in use is refused, except for a job with the id of the job that holds it (Slurm started it again): that one
+/// waits for the old process to end and takes over.
 class RunFolder {
 public:
     /// Creates the folder (and those above it) for a new run; an empty one, or one with other files only, is taken.
@@ -26,8 +42,9 @@ public:
     ///         Error (environment) if it cannot be created or written.
     [[nodiscard]] static RunFolder create(const std::filesystem::path& folder);
     /// Opens the folder of an existing run to go on with it.
+    /// @param takeover_wait_s how long a job waits for a process of the same job id to end
     /// @throws Error (usage) if it holds no run or another process works in it; Error (environment) as above.
-    [[nodiscard]] static RunFolder reopen(const std::filesystem::path& folder);
+    [[nodiscard]] static RunFolder reopen(const std::filesystem::path& folder, double takeover_wait_s = 60.0);
 
     RunFolder(RunFolder&& other) noexcept;
     RunFolder& operator=(RunFolder&& other) noexcept;
@@ -45,6 +62,9 @@ public:
     [[nodiscard]] std::filesystem::path adapter() const { return path_ / "adapter"; }
     [[nodiscard]] std::filesystem::path checkpoints() const { return path_ / "checkpoint"; }
     [[nodiscard]] std::filesystem::path complete() const { return path_ / "COMPLETE"; }
+    /// Files that a user may put here while the run goes on: write a checkpoint now, or stop as on a signal.
+    [[nodiscard]] std::filesystem::path checkpoint_request() const { return path_ / "CHECKPOINT"; }
+    [[nodiscard]] std::filesystem::path stop_request() const { return path_ / "STOP"; }
     /// False where the file system knows no locks (some network ones): then nothing keeps a second writer out.
     [[nodiscard]] bool is_locked() const noexcept { return locked_; }
 
@@ -56,15 +76,30 @@ public:
     void mark_complete(std::string_view text) const;
     /// Removes COMPLETE, for a run that goes on to more rounds.
     void clear_complete() const;
+    /// Removes log, progress, trace, adapter and checkpoints of a run that never came to its first checkpoint.
+    void clear_run() const;
 
 private:
     RunFolder(std::filesystem::path path, int lock_file, bool locked) noexcept;
-    [[nodiscard]] static RunFolder lock(const std::filesystem::path& folder);
+    [[nodiscard]] static RunFolder lock(const std::filesystem::path& folder, double takeover_wait_s);
     void release() noexcept;
 
     std::filesystem::path path_;
     int lock_file_ = -1;
     bool locked_ = false;
+};
+
+/// Renews a folder's heartbeat from a thread of its own while it lives.
+class Heartbeat {
+public:
+    explicit Heartbeat(const RunFolder& folder, double every_s = heartbeat_every_s);
+    ~Heartbeat();
+    Heartbeat(const Heartbeat&) = delete;
+    Heartbeat& operator=(const Heartbeat&) = delete;
+
+private:
+    struct Beat;
+    std::unique_ptr<Beat> beat_;
 };
 
 }  // namespace hetlora

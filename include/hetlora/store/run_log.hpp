@@ -61,6 +61,8 @@ public:
     void set_client_final(std::span<const double> eval_loss_base, std::span<const double> eval_loss_final);
     /// Adds or replaces attributes of /provenance (resumes, end time), and flushes.
     void add_provenance(const Provenance& provenance);
+    /// A text attribute of /provenance; "" if there is none of this name.
+    [[nodiscard]] std::string provenance_text(const std::string& name) const;
 
     /// Rows of /rounds that are committed, row 0 included.
     [[nodiscard]] std::int64_t committed_rounds() const noexcept;

@@ -1,0 +1,46 @@
+// Where a run goes on: the run's folder, its newest good checkpoint and the rounds committed before it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "hetlora/app/experiment.hpp"
+#include "hetlora/store/checkpoint.hpp"
+#include "hetlora/store/run_folder.hpp"
+#include "hetlora/store/run_recovery.hpp"
+
+namespace hetlora {
+
+/// What `--resume` found. On root all of it; elsewhere only the numbers.
+struct ResumePoint {
+    bool complete = false;            ///< nothing is left to do
+    std::int64_t round = -1;          ///< the checkpoint's; -1: begin from the start
+    std::optional<RunFolder> folder;  ///< locked; empty: the folder holds no run yet
+    std::optional<Checkpoint> checkpoint;
+    CommittedRounds committed;
+    std::vector<std::string> notes;  ///< for people
+};
+
+/// Looks at settings.output.dir and takes what was chosen automatically (threads, packs, GEMM, vector level, device)
+/// over from the checkpoint into `settings`, where the config leaves it automatic.
+/// @throws AgreedError (usage) if another process works there, (input) if the folder holds a run with no way to go on
+[[nodiscard]] ResumePoint find_resume_point(Transport& transport, Settings& settings);
+
+/// @throws Error (usage) naming the keys that differ if the checkpoint is of another run; call on root
+void check_same_run(const ResumePoint& point, const Experiment& experiment);
+
+/// What a run carries from round to round, beside its settings.
+struct CarriedState {
+    std::int64_t round = 0;           ///< last complete round
+    std::vector<double> global;       ///< canonical form at rank_max
+    std::vector<double> base_losses;  ///< every client's loss before training; empty without evaluation.clients
+};
+/// The same as a checkpoint. Clients' lora_ranks come from experiment.population.
+[[nodiscard]] Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state);
+
+/// Root's checkpoint into every mpi_rank's population and the returned state (`global` counts on root only).
+[[nodiscard]] CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, const ResumePoint& point);
+
+}  // namespace hetlora

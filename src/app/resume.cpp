@@ -1,0 +1,228 @@
+#include "hetlora/app/resume.hpp"
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include "hetlora/app/build_info.hpp"
+#include "hetlora/base/error.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/comm/agree.hpp"
+#include "hetlora/config/load.hpp"
+#include "hetlora/config/resolved.hpp"
+#include "hetlora/config/schema.hpp"
+#include "hetlora/store/progress.hpp"
+
+namespace hetlora {
+namespace {
+
+constexpr const char* config_text_name = "config";
+constexpr const char* identity_text_name = "identity";
+
+/// What is chosen automatically, and what that is called in a config.
+struct AutomaticKey {
+    const char* name;
+    const char* automatic;
+};
+constexpr std::array automatic_keys{AutomaticKey{"compute.device", "auto"}, AutomaticKey{"compute.threads", "0"},
+                                    AutomaticKey{"compute.pack_tokens", "auto"}, AutomaticKey{"compute.vector", "auto"},
+                                    AutomaticKey{"compute.gemm", "auto"}};
+
+/// The lowest committed number of rounds that a checkpoint of this round needs: row 0 and one per round.
+std::int64_t rows_of(const Checkpoint& checkpoint) { return checkpoint.round + 1; }
+
+/// Passes over checkpoints that are ahead of both copies of the log (a power failure can lose unsynced rows).
+void choose_checkpoint(ResumePoint& point) {
+    const auto checkpoints = point.folder->checkpoints();
+    FoundCheckpoint found = newest_checkpoint(checkpoints);
+    for (const auto& sentence : found.damaged) point.notes.push_back(sentence + " - an older one is used");
+    const auto rounds = checkpoint_rounds(checkpoints);
+    for (auto round = rounds.rbegin(); found.checkpoint && round != rounds.rend(); ++round) {
+        if (rows_of(*found.checkpoint) <= std::ssize(point.committed.records)) break;
+        point.notes.push_back(fmt::format(
+            "the checkpoint of round {} is newer than the log, which has lost rounds after {}; an older one is used",
+            found.checkpoint->round, std::ssize(point.committed.records) - 1));
+        if (*round >= found.checkpoint->round) continue;
+        try {
+            found.checkpoint = read_checkpoint(checkpoint_folder(checkpoints, *round));
+        } catch (const Error& error) {
+            point.notes.emplace_back(error.what());
+        }
+    }
+    if (found.checkpoint && rows_of(*found.checkpoint) <= std::ssize(point.committed.records)) {
+        point.checkpoint = std::move(found.checkpoint);
+        point.round = point.checkpoint->round;
+    } else if (!rounds.empty()) {
+        throw input_error(
+            "no checkpoint in '{}' can be used ({}); to start this run from the beginning, remove that folder and "
+            "give --resume again",
+            checkpoints.string(), point.notes.empty() ? "none is readable" : join(point.notes, "; "));
+    }
+}
+
+ResumePoint look(const Settings& settings) {
+    ResumePoint point;
+    const auto& dir = settings.output.dir;
+    if (!holds_run(dir)) {
+        point.notes.push_back(fmt::format("there is no run in '{}' yet: starting it", dir.string()));
+        return point;
+    }
+    point.folder.emplace(RunFolder::reopen(dir));
+    remove_unfinished_checkpoints(point.folder->checkpoints());
+    point.committed = read_committed_rounds(*point.folder);
+    if (std::filesystem::exists(point.folder->complete()) &&
+        std::ssize(point.committed.records) > settings.experiment.rounds) {
+        point.complete = true;
+        point.notes.push_back(fmt::format("the run in '{}' is complete: {} rounds, {} were asked for; nothing is done",
+                                          dir.string(), std::ssize(point.committed.records) - 1,
+                                          settings.experiment.rounds));
+        return point;
+    }
+    choose_checkpoint(point);
+    if (point.checkpoint && point.round > settings.experiment.rounds) {
+        throw usage_error(
+            "the run in '{}' is at round {} already, but experiment.rounds = {}: ask for at least as many rounds",
+            dir.string(), point.round, settings.experiment.rounds);
+    }
+    if (!point.checkpoint) {
+        point.notes.push_back(fmt::format("the run in '{}' never came to a checkpoint: it begins anew", dir.string()));
+    }
+    return point;
+}
+
+/// Takes over what the run's first start chose. @return what the user chose differently
+std::vector<std::string> take_choices(Settings& settings, const std::string& resolved) {
+    const Settings before = load_settings_text(resolved, "the checkpoint's config");
+    std::vector<std::string> notes;
+    for (const auto& [name, automatic] : automatic_keys) {
+        const ConfigKey& key = *find_config_key(name);
+        const std::string now = config_text(key.get(settings));
+        const std::string then = config_text(key.get(before));
+        if (now == then) continue;
+        if (now == automatic || now == key.default_text) {
+            (void)key.set(settings, then);
+        } else {
+            notes.push_back(fmt::format(
+                "{} = {}, but the run began with {}: its last bits may differ from those of an uninterrupted run", name,
+                now, then));
+        }
+    }
+    return notes;
+}
+
+/// Lines that only one of the two texts has.
+std::vector<std::string> differences(const std::string& before, const std::string& now) {
+    const auto lines_of = [](const std::string& text) {
+        const auto lines = split(text, '\n');
+        return std::set<std::string>(lines.begin(), lines.end());
+    };
+    const auto a = lines_of(before);
+    const auto b = lines_of(now);
+    std::vector<std::string> found;
+    for (const auto& line : a) {
+        if (!b.contains(line)) found.push_back("then " + line);
+    }
+    for (const auto& line : b) {
+        if (!a.contains(line)) found.push_back("now " + line);
+    }
+    return found;
+}
+
+}  // namespace
+
+ResumePoint find_resume_point(Transport& transport, Settings& settings) {
+    ResumePoint point;
+    std::string resolved;
+    agree(transport, "looking for a run to go on with", [&] {
+        if (!transport.is_root()) return;
+        point = look(settings);
+        if (point.checkpoint) resolved = point.checkpoint->texts[config_text_name];
+    });
+    std::array<std::int64_t, 3> told{point.complete ? 1 : 0, point.round, std::ssize(resolved)};
+    transport.broadcast_values(told);
+    point.complete = told[0] != 0;
+    point.round = told[1];
+    resolved.resize(static_cast<std::size_t>(told[2]));
+    transport.broadcast_values(resolved);
+    agree(transport, "taking over what the run chose", [&] {
+        if (resolved.empty()) return;
+        for (auto& note : take_choices(settings, resolved)) point.notes.push_back(std::move(note));
+    });
+    return point;
+}
+
+void check_same_run(const ResumePoint& point, const Experiment& experiment) {
+    const Settings& settings = experiment.settings;
+    const std::string run_id = identity_hash(settings, experiment.base_sha256, experiment.data_sha256);
+    std::string before;
+    std::string identity;
+    if (point.checkpoint) {
+        before = point.checkpoint->run_id;
+        const auto found = point.checkpoint->texts.find(identity_text_name);
+        if (found != point.checkpoint->texts.end()) identity = found->second;
+    } else {
+        before = read_status(point.folder->status()).run_id;  // written before every other file
+    }
+    if (before == run_id) return;
+    throw usage_error(
+        "the folder '{}' holds another run ({}..., this one is {}...){}; choose another folder (experiment.name or "
+        "--output), or give the run's own config: {}",
+        settings.output.dir.string(), before.substr(0, 12), run_id.substr(0, 12),
+        identity.empty()
+            ? std::string()
+            : " with other settings: " +
+                  join(differences(identity, identity_text(settings, experiment.base_sha256, experiment.data_sha256)),
+                       ", "),
+        point.folder->config_ini().string());
+}
+
+Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state) {
+    const Settings& settings = experiment.settings;
+    Checkpoint checkpoint{
+        .round = state.round,
+        .run_id = identity_hash(settings, experiment.base_sha256, experiment.data_sha256),
+        .creator_version = build_info::version,
+        .texts = {{config_text_name, resolved_ini(settings)},
+                  {identity_text_name, identity_text(settings, experiment.base_sha256, experiment.data_sha256)},
+                  {"base_sha256", experiment.base_sha256},
+                  {"data_sha256", experiment.data_sha256}},
+        .numbers = {{"global", state.global}},
+        .integers = {{"lora_ranks", experiment.population->lora_ranks()}}};
+    if (!state.base_losses.empty()) checkpoint.numbers["base_losses"] = state.base_losses;
+    return checkpoint;
+}
+
+CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, const ResumePoint& point) {
+    CarriedState state{.round = point.round,
+                       .global = std::vector<double>(
+                           static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max))),
+                       .base_losses = {}};
+    auto lora_ranks = experiment.population->lora_ranks();
+    std::array<std::int64_t, 1> n_base{0};
+    agree(transport, "restoring the checkpoint", [&] {
+        if (!transport.is_root()) return;
+        const Checkpoint& checkpoint = *point.checkpoint;
+        const auto global = checkpoint.numbers.find("global");
+        const auto ranks = checkpoint.integers.find("lora_ranks");
+        if (global == checkpoint.numbers.end() || global->second.size() != state.global.size() ||
+            ranks == checkpoint.integers.end() || ranks->second.size() != lora_ranks.size()) {
+            throw input_error(
+                "the checkpoint of round {} in '{}' does not fit the run's model or data; it may come from another "
+                "version of hetlora: start anew in another folder",
+                point.round, point.folder->checkpoints().string());
+        }
+        state.global = global->second;
+        lora_ranks = ranks->second;
+        const auto base = checkpoint.numbers.find("base_losses");
+        if (base != checkpoint.numbers.end()) state.base_losses = base->second;
+        n_base[0] = std::ssize(state.base_losses);
+    });
+    transport.broadcast_values(n_base);
+    state.base_losses.resize(static_cast<std::size_t>(n_base[0]));
+    transport.broadcast_values(state.base_losses);
+    transport.broadcast_values(lora_ranks);
+    agree(transport, "restoring the lora_ranks", [&] { experiment.population->restore_lora_ranks(lora_ranks); });
+    return state;
+}
+
+}  // namespace hetlora

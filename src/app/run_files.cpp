@@ -1,0 +1,108 @@
+#include "hetlora/app/run_files.hpp"
+
+#include "hetlora/app/build_info.hpp"
+#include "hetlora/app/machine.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/config/resolved.hpp"
+#include "hetlora/store/progress_clock.hpp"
+
+namespace hetlora {
+namespace {
+
+/// Lines kept in a text of /provenance: an attribute of HDF5 holds 64 kB at most.
+constexpr std::size_t most_provenance_lines = 100;
+
+RunLogHeader log_header(const Experiment& experiment, const Transport& transport, const std::string& run_id,
+                        const std::string& command_line) {
+    RunLogHeader header{
+        .run_id = run_id, .creator_version = build_info::version, .rank_max = experiment.settings.lora.rank_max};
+    const Corpus& corpus = *experiment.corpus;
+    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
+        header.clients.push_back({.name = corpus.client_name(k),
+                                  .n_train_sequences = corpus.client_size(k).n_train_sequences,
+                                  .n_train_tokens = experiment.population->at(k).n_loss_tokens,
+                                  .initial_lora_rank = experiment.population->at(k).initial_lora_rank});
+    }
+    header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
+    header.provenance.texts["config"] = resolved_ini(experiment.settings);
+    header.provenance.texts["command_line"] = command_line;
+    header.provenance.texts["base_sha256"] = experiment.base_sha256;
+    header.provenance.texts["data_sha256"] = experiment.data_sha256;
+    header.provenance.integers["threads"] = experiment.settings.compute.threads;
+    return header;
+}
+
+void write_config(const RunFolder& folder, const Experiment& experiment, const std::string& run_id) {
+    folder.write_config(
+        resolved_ini(experiment.settings, fmt::format("identity {}\nbase sha256 {}\ndata sha256 {}", run_id,
+                                                      experiment.base_sha256, experiment.data_sha256)),
+        resolved_json(experiment.settings));
+}
+
+RunStatus first_status(const Experiment& experiment, const std::string& run_id, std::int64_t round) {
+    RunStatus status = status_of_this_process();
+    status.run_id = run_id;
+    status.round = round;
+    status.rounds = experiment.settings.experiment.rounds;
+    return status;
+}
+
+}  // namespace
+
+RunFiles create_files(const Experiment& experiment, const Transport& transport, const std::string& command_line,
+                      std::optional<RunFolder> taken) {
+    const Settings& settings = experiment.settings;
+    RunFolder folder = taken ? std::move(*taken) : RunFolder::create(settings.output.dir);
+    const std::string run_id = identity_hash(settings, experiment.base_sha256, experiment.data_sha256);
+    folder.clear_run();
+    // The status goes first: whoever finds any other file of the run also finds whose they are.
+    RunStatus status = first_status(experiment, run_id, 0);
+    write_status(folder.status(), status);
+    write_config(folder, experiment, run_id);
+    RunLog log = RunLog::create(folder.run_log(), log_header(experiment, transport, run_id, command_line));
+    ProgressFile progress = ProgressFile::create(folder.progress());
+    std::optional<TraceWriter> trace;
+    if (settings.output.trace)
+        trace = TraceWriter::create(folder.trace(), run_id, experiment.layout, settings.lora.rank_max);
+    auto heartbeat = std::make_unique<Heartbeat>(folder);
+    return {std::move(folder), std::move(log),    std::move(progress),
+            std::move(trace),  std::move(status), std::move(heartbeat)};
+}
+
+RunFiles resume_files(const Experiment& experiment, const Transport& transport, const std::string& command_line,
+                      ResumePoint& point) {
+    const Settings& settings = experiment.settings;
+    RunFolder folder = std::move(*point.folder);
+    const std::string run_id = point.checkpoint->run_id;
+    RunStatus status = first_status(experiment, run_id, point.round);
+    write_status(folder.status(), status);
+    folder.clear_complete();
+    write_config(folder, experiment, run_id);
+    ReopenedLog reopened =
+        reopen_log(folder, point.committed, point.round + 1, log_header(experiment, transport, run_id, command_line));
+    for (auto& note : reopened.notes) point.notes.push_back(std::move(note));
+    std::optional<TraceWriter> trace;
+    if (settings.output.trace)
+        trace = TraceWriter::reopen(folder.trace(), experiment.layout, settings.lora.rank_max, point.round);
+    auto heartbeat = std::make_unique<Heartbeat>(folder);
+    RunFiles files{std::move(folder), std::move(reopened.log), std::move(reopened.progress),
+                   std::move(trace),  std::move(status),       std::move(heartbeat)};
+    add_provenance_line(
+        files, "resumes",
+        fmt::format("{} after round {} on {}, {} MPI ranks, {} threads each{}; {}", utc_now(), point.round,
+                    join(transport.hosts(), " "), transport.mpi_size(), settings.compute.threads,
+                    files.status.job_id.empty() ? "" : ", job " + files.status.job_id, command_line));
+    return files;
+}
+
+void add_provenance_line(RunFiles& files, const std::string& name, const std::string& line) {
+    auto lines = split(files.log.provenance_text(name), '\n');
+    std::erase(lines, "");
+    lines.push_back(line);
+    if (lines.size() > most_provenance_lines) {
+        lines.erase(lines.begin(), lines.end() - static_cast<std::ptrdiff_t>(most_provenance_lines));
+    }
+    files.log.add_provenance({.texts = {{name, join(lines, "\n")}}, .integers = {}});
+}
+
+}  // namespace hetlora
