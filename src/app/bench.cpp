@@ -87,24 +87,13 @@ public:
           experiment_(experiment),
           init_(adapter_init_law(experiment.settings)),
           start_(initial_adapter(experiment.layout, init_)),
-          accumulator_(experiment.layout, {.rank_max = experiment.settings.lora.rank_max,
-                                           .slot_norm = experiment.strategy.slot_norm,
-                                           .aggregate = experiment.strategy.aggregate,
-                                           .reduction = experiment.settings.comm.reduction}) {}
+          accumulator_(make_accumulator(experiment)) {}
 
     /// @param profiled also says where the time goes; on a GPU that costs the overlap with the host
     Measured run(Work& work, bool profiled = true) {
         Population population = *experiment_.population;  // pruning changes it; every run starts from the same
-        const RoundContext context{
-            .transport = transport_,
-            .engine = *experiment_.engine,
-            .corpus = *experiment_.corpus,
-            .population = population,
-            .accumulator = accumulator_,
-            .settings = experiment_.settings,
-            .strategy = experiment_.strategy,
-            .init = init_,
-            .plan = plan_options(experiment_.settings, experiment_.settings.compute.pack_tokens)};
+        const RoundContext context =
+            round_context(transport_, experiment_, population, accumulator_, experiment_.settings);
         std::vector<double> global = start_;
         Measured measured;
         active_profile = profiled ? &measured.profile : nullptr;

@@ -222,4 +222,25 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
     return total;
 }
 
+UploadAccumulator make_accumulator(const Experiment& experiment) {
+    return {experiment.layout,
+            {.rank_max = experiment.settings.lora.rank_max,
+             .slot_norm = experiment.strategy.slot_norm,
+             .aggregate = experiment.strategy.aggregate,
+             .reduction = experiment.settings.comm.reduction}};
+}
+
+RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,
+                           UploadAccumulator& accumulator, const Settings& settings) {
+    return {.transport = transport,
+            .engine = *experiment.engine,
+            .corpus = *experiment.corpus,
+            .population = population,
+            .accumulator = accumulator,
+            .settings = settings,
+            .strategy = experiment.strategy,
+            .init = adapter_init_law(settings),
+            .plan = plan_options(settings, settings.compute.pack_tokens)};
+}
+
 }  // namespace hetlora

@@ -13,6 +13,7 @@
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/info.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/plan_run.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
@@ -236,6 +237,8 @@ int run_verb(Transport& transport, const CommandLine& command, const std::string
     if (command.verb == "pretrain") return run_pretrain(transport, command, terminal);
     if (command.verb == "bench")
         return run_bench(transport, load(transport, command, RequiredFor::run), command, terminal);
+    if (command.verb == "plan")
+        return run_plan(transport, load(transport, command, RequiredFor::run), command, terminal);
     throw bug_error("verb {} has no implementation", command.verb);
 }
 

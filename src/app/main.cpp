@@ -7,6 +7,7 @@
 
 #include "hetlora/app/commands.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/plan_run.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/comm/mpi_transport.hpp"
@@ -81,6 +82,7 @@ int main(int argc, char** argv) {
         if (!started_by_launcher() || is_understood(words)) {
             const CommandLine command = parse_command_line(words);
             if (is_plain_verb(command)) return run_plain_verb(command);
+            if (command.verb == "plan" && !started_by_launcher()) start_plan_under_mpirun(command, words);
         }
         prepare_process();
         const MpiSession session(&argc, &argv);

@@ -54,10 +54,7 @@ public:
           terminal_(terminal),
           files_(files),
           init_(adapter_init_law(experiment.settings)),
-          accumulator_(experiment.layout, {.rank_max = experiment.settings.lora.rank_max,
-                                           .slot_norm = experiment.strategy.slot_norm,
-                                           .aggregate = experiment.strategy.aggregate,
-                                           .reduction = experiment.settings.comm.reduction}),
+          accumulator_(make_accumulator(experiment)),
           global_(initial_adapter(experiment.layout, init_)) {}
 
     void before_training() {
@@ -114,16 +111,8 @@ public:
         Stopwatch watch;
         const Traffic traffic = transport_.traffic();
         const std::vector<double> received_from = experiment_.settings.output.trace ? global_ : std::vector<double>();
-        const RoundContext context{
-            .transport = transport_,
-            .engine = *experiment_.engine,
-            .corpus = *experiment_.corpus,
-            .population = *experiment_.population,
-            .accumulator = accumulator_,
-            .settings = experiment_.settings,
-            .strategy = experiment_.strategy,
-            .init = init_,
-            .plan = plan_options(experiment_.settings, experiment_.settings.compute.pack_tokens)};
+        const RoundContext context =
+            round_context(transport_, experiment_, *experiment_.population, accumulator_, experiment_.settings);
         const RoundOutcome outcome = run_round(context, round, global_);
         RoundRecord record;
         record.round.round = round;

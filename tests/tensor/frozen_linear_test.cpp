@@ -77,8 +77,8 @@ TEST(FrozenLinear, the_measured_choice_is_one_that_runs) {
     }
 }
 
-TEST(FrozenLinear, packing_must_win_by_five_per_cent) {
-    const std::vector<GemmMeasurement> close{{GemmPath::mkl, 1.0, 1.0}, {GemmPath::onednn, 0.97, 1.0}};
+TEST(FrozenLinear, packing_must_win_by_fifteen_per_cent) {
+    const std::vector<GemmMeasurement> close{{GemmPath::mkl, 1.0, 1.0}, {GemmPath::onednn, 0.9, 1.0}};
     const std::vector<GemmMeasurement> clear{{GemmPath::mkl, 1.0, 1.0}, {GemmPath::onednn, 0.6, 1.0}};
     EXPECT_EQ(fastest_gemm(close), GemmPath::mkl);
     EXPECT_EQ(fastest_gemm(clear), GemmPath::onednn);

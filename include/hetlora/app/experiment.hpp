@@ -46,6 +46,13 @@ struct Experiment {
 [[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
                                              std::span<const double> global, std::span<const WindowRef> windows);
 
+/// The sums of a round, empty.
+[[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);
+
+/// What run_round() asks for. The references (settings may be changed ones) must outlive the rounds.
+[[nodiscard]] RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,
+                                         UploadAccumulator& accumulator, const Settings& settings);
+
 struct ResumePoint;
 
 /// Runs the rounds (from the first, or from where `point` stands) and writes the run folder.

@@ -1,0 +1,282 @@
+#include "hetlora/app/plan_run.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "hetlora/app/experiment.hpp"
+#include "hetlora/app/resume.hpp"
+#include "hetlora/base/error.hpp"
+#include "hetlora/base/file_io.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/base/timer.hpp"
+#include "hetlora/comm/agree.hpp"
+
+namespace hetlora {
+namespace {
+
+/// Time for measuring training steps, and for measuring the evaluation.
+constexpr double train_budget_s = 8.0;
+constexpr double evaluation_budget_s = 4.0;
+/// Rounds whose plans are looked at: cohorts differ.
+constexpr std::int64_t most_planned_rounds = 50;
+constexpr int most_repeats = 5;
+
+double median(std::vector<double> values) {
+    std::ranges::sort(values);
+    const std::size_t n = values.size();
+    return n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+}
+
+/// The planned rows of the MPI rank with the most of them.
+double largest_load(const RoundPlan& plan, int mpi_size) {
+    std::vector<double> load(static_cast<std::size_t>(mpi_size), 0.0);
+    const auto assignment = assign_packs(plan, mpi_size);
+    for (std::size_t p = 0; p < assignment.size(); ++p)
+        load[static_cast<std::size_t>(assignment[p])] += static_cast<double>(plan.packs[p].cost);
+    return std::ranges::max(load);
+}
+
+struct PlanFigures {
+    double start_s = 0.0;
+    double train_s = 0.0;       ///< of a round, the slowest MPI rank
+    double overhead_s = 0.0;    ///< of a round: exchange, merge, checkpoint
+    double evaluation_s = 0.0;  ///< of one evaluation
+    std::int64_t peak_memory_bytes = 0;
+};
+
+class Planner {
+public:
+    Planner(Transport& transport, Experiment& experiment)
+        : transport_(transport),
+          experiment_(experiment),
+          accumulator_(make_accumulator(experiment)),
+          start_(initial_adapter(experiment.layout, adapter_init_law(experiment.settings))) {}
+
+    PlanFigures measure(int mpi_ranks) {
+        PlanFigures figures;
+        measure_evaluation(figures, mpi_ranks);  // first, as in a run: then memory is taken in the same order
+        measure_training(figures, mpi_ranks);
+        figures.overhead_s += checkpoint_seconds();
+        std::array<std::int64_t, 1> peak{peak_memory_bytes()};
+        transport_.all_max(peak);
+        figures.peak_memory_bytes = peak[0];
+        return figures;
+    }
+
+private:
+    struct Timed {
+        double round_s = 0.0;
+        double train_s = 0.0;  ///< of the slowest MPI rank, known to all
+    };
+
+    /// One round from the initial adapter, as `settings` say.
+    Timed time_round(const Settings& settings) {
+        Population population = *experiment_.population;  // pruning changes it
+        const RoundContext context = round_context(transport_, experiment_, population, accumulator_, settings);
+        std::vector<double> global = start_;
+        transport_.barrier();
+        const Stopwatch watch;
+        const RoundOutcome outcome = run_round(context, 1, global);
+        std::array<double, 2> seconds{watch.seconds(), outcome.t_train_s};
+        transport_.broadcast_values(seconds);
+        return {seconds[0], seconds[1]};
+    }
+
+    RoundPlan plan_of(const Settings& settings, std::int64_t round) const {
+        return make_round_plan(round, *experiment_.population, plan_options(settings, settings.compute.pack_tokens));
+    }
+
+    /// The settings with fewer steps, and at most so many clients.
+    Settings shortened(std::int64_t steps, std::int64_t clients) const {
+        Settings settings = experiment_.settings;
+        settings.local.epochs = 0;
+        settings.local.steps = steps;
+        settings.experiment.clients_per_round = clients;
+        settings.output.trace = false;
+        return settings;
+    }
+
+    void measure_training(PlanFigures& figures, int mpi_ranks) {
+        const Settings& settings = experiment_.settings;
+        const RoundPlan whole = plan_of(settings, 1);
+        const auto cohort = std::ssize(whole.cohort);
+        // As few clients as give every MPI rank a pack: the warm-up must not take long on a large model.
+        std::int64_t clients = std::min<std::int64_t>(cohort, transport_.mpi_size());
+        while (clients < cohort && std::ssize(plan_of(shortened(1, clients), 1).packs) <
+                                       std::min<std::ptrdiff_t>(transport_.mpi_size() + 1, std::ssize(whole.packs))) {
+            ++clients;
+        }
+        const Timed warm = time_round(shortened(1, clients));
+        const double per_row = warm.train_s / largest_load(plan_of(shortened(1, clients), 1), transport_.mpi_size());
+        const double whole_step_s = per_row * largest_load(plan_of(shortened(1, cohort), 1), transport_.mpi_size());
+        if (whole_step_s < train_budget_s / 2.0) clients = cohort;
+        const double step_s = per_row * largest_load(plan_of(shortened(1, clients), 1), transport_.mpi_size());
+        std::int64_t most_steps = 1;
+        for (const auto& client : whole.cohort) most_steps = std::max(most_steps, client.n_steps);
+        const auto steps = std::clamp<std::int64_t>(
+            static_cast<std::int64_t>(train_budget_s / 3.0 / std::max(1e-6, step_s)), 1, most_steps);
+        const Settings measured = shortened(steps, clients);
+        const double load = largest_load(plan_of(measured, 1), transport_.mpi_size());
+
+        std::vector<double> rates;
+        std::vector<double> overheads;
+        double spent = 0.0;
+        do {
+            const Timed timed = time_round(measured);
+            rates.push_back(timed.train_s / load);
+            overheads.push_back(std::max(0.0, timed.round_s - timed.train_s));
+            spent += timed.round_s;
+        } while (std::ssize(rates) < most_repeats &&
+                 spent + spent / static_cast<double>(rates.size()) < train_budget_s);
+        const std::int64_t rounds = std::clamp<std::int64_t>(settings.experiment.rounds, 1, most_planned_rounds);
+        double loads = 0.0;
+        for (std::int64_t round = 1; round <= rounds; ++round) {
+            loads += largest_load(plan_of(settings, round), mpi_ranks);
+        }
+        figures.train_s = median(rates) * loads / static_cast<double>(rounds);
+        figures.overhead_s = median(overheads);
+    }
+
+    void measure_evaluation(PlanFigures& figures, int mpi_ranks) {
+        const auto& all = experiment_.evaluation_windows;
+        const auto rows_of = [](std::span<const WindowRef> windows) {
+            double rows = 0.0;
+            for (const auto& window : windows) rows += static_cast<double>(window.rows);
+            return rows;
+        };
+        const auto timed = [&](std::size_t count) {
+            std::vector<WindowRef> some;  // spread over the set: they differ in length
+            for (std::size_t i = 0; i < count; ++i) some.push_back(all[i * all.size() / count]);
+            transport_.barrier();
+            Stopwatch watch;
+            (void)evaluate_global(transport_, experiment_, start_, some);
+            std::array<double, 1> seconds{watch.seconds() * rows_of(all) / rows_of(some)};
+            transport_.broadcast_values(seconds);
+            return seconds[0];
+        };
+        // A batch for each MPI rank first: that is warm-up and estimate in one.
+        const double mean_rows = rows_of(all) / static_cast<double>(all.size());
+        const auto batch = static_cast<std::size_t>(
+            static_cast<double>(experiment_.settings.compute.pack_tokens * transport_.mpi_size()) / mean_rows);
+        const std::size_t few = std::clamp<std::size_t>(batch, 1, all.size());
+        const double estimate = timed(few);
+        const double share = std::min(1.0, evaluation_budget_s / std::max(1e-6, estimate));
+        const auto more =
+            std::clamp<std::size_t>(static_cast<std::size_t>(share * static_cast<double>(all.size())), few, all.size());
+        figures.evaluation_s =
+            timed(more) * static_cast<double>(transport_.mpi_size()) / static_cast<double>(mpi_ranks);
+    }
+
+    /// A checkpoint into the folder for temporary files.
+    double checkpoint_seconds() {
+        double seconds = 0.0;
+        agree(transport_, "measuring a checkpoint", [&] {
+            if (!transport_.is_root() || experiment_.settings.checkpoint.every == 0) return;
+            const auto folder =
+                std::filesystem::temp_directory_path() / fmt::format("hetlora-plan-{}", static_cast<long>(getpid()));
+            const Stopwatch watch;
+            write_checkpoint(folder, make_checkpoint(experiment_, {.round = 0, .global = start_, .base_losses = {}}),
+                             1);
+            seconds = watch.seconds() / static_cast<double>(experiment_.settings.checkpoint.every);
+            std::filesystem::remove_all(folder);
+        });
+        std::array<double, 1> told{seconds};
+        transport_.broadcast_values(told);
+        return told[0];
+    }
+
+    Transport& transport_;
+    Experiment& experiment_;
+    UploadAccumulator accumulator_;
+    std::vector<double> start_;
+};
+
+}  // namespace
+
+void start_plan_under_mpirun(const CommandLine& command, const std::vector<std::string>& words) {
+    const std::int64_t ranks = std::min(command.mpi_ranks.value_or(1), usable_cores());
+    if (ranks < 2) return;
+    const std::string count = std::to_string(ranks);
+    std::vector<std::string> all{"mpirun", "-n", count, "--oversubscribe",
+                                 std::filesystem::read_symlink("/proc/self/exe")};
+    all.insert(all.end(), words.begin(), words.end());
+    std::vector<char*> arguments;
+    for (auto& word : all) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    if (geteuid() == 0) {  // in a container; the user started this program as root already
+        setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
+        setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
+    }
+    execvp("mpirun", arguments.data());  // comes back only where there is none
+}
+
+int run_plan(Transport& transport, const Settings& settings, const CommandLine& command, Terminal& terminal) {
+    const Stopwatch watch;
+    Experiment experiment = build_experiment(transport, settings);
+    const double start_s = watch.seconds();
+    for (const auto& warning : experiment.choice.warnings) terminal.warn(warning);
+    terminal.info(describe_experiment(experiment, transport));
+
+    const int mpi_ranks = static_cast<int>(command.mpi_ranks.value_or(transport.mpi_size()));
+    PlanFigures figures = Planner(transport, experiment).measure(mpi_ranks);
+    figures.start_s = start_s;
+    const std::int64_t rounds = settings.experiment.rounds;
+    const std::int64_t every = settings.evaluation.every;
+    const std::int64_t evaluations = 1 + rounds / every + (rounds % every != 0 ? 1 : 0);
+    const double round_s = figures.train_s + figures.overhead_s;
+    const double evaluation_share = figures.evaluation_s * static_cast<double>(evaluations - 1) /
+                                    static_cast<double>(std::max<std::int64_t>(1, rounds));
+    const double total_s = figures.start_s + static_cast<double>(rounds) * round_s +
+                           static_cast<double>(evaluations) * figures.evaluation_s;
+    const double core_hours =
+        total_s * static_cast<double>(mpi_ranks) * static_cast<double>(experiment.settings.compute.threads) / 3600.0;
+    const bool on_gpu = experiment.settings.compute.device == DeviceChoice::cuda;
+
+    terminal.info(fmt::format(
+        "\nplan for {} MPI rank{} of {} thread{} (measured in {} with {} side by side; no network)\n"
+        "  start         {}\n"
+        "  a round       {}: training {}, exchange, merge and checkpoint {}, evaluation {}\n"
+        "  {} rounds{}    {} in all, {:.3g} {}\n"
+        "  memory        {} an MPI rank at its peak",
+        mpi_ranks, mpi_ranks == 1 ? "" : "s", experiment.settings.compute.threads,
+        experiment.settings.compute.threads == 1 ? "" : "s", human_seconds(watch.seconds()), transport.mpi_size(),
+        human_seconds(figures.start_s), human_seconds(round_s + evaluation_share), human_seconds(figures.train_s),
+        human_seconds(figures.overhead_s), human_seconds(evaluation_share), rounds, rounds < 10 ? " " : "",
+        human_seconds(total_s), core_hours, on_gpu ? "GPU-hours (a rank a GPU)" : "core-hours",
+        human_bytes(static_cast<double>(figures.peak_memory_bytes))));
+    const double all_ranks = static_cast<double>(figures.peak_memory_bytes) *
+                             static_cast<double>(std::max(mpi_ranks, transport.node_mpi_size()));
+    const double free_bytes = static_cast<double>(free_memory_bytes()) +
+                              static_cast<double>(figures.peak_memory_bytes * transport.node_mpi_size());
+    if (all_ranks > free_bytes) {
+        terminal.warn(fmt::format(
+            "{} MPI ranks on one such node need {}, and it has {} free: the scheduler would kill the run; spread them "
+            "over nodes, take fewer, or see compute.recompute",
+            mpi_ranks, human_bytes(all_ranks), human_bytes(free_bytes)));
+    }
+    agree(transport, "writing the plan", [&] {
+        if (!transport.is_root() || !command.json) return;
+        nlohmann::ordered_json json;
+        json["mpi_ranks"] = mpi_ranks;
+        json["mpi_ranks_measured"] = transport.mpi_size();
+        json["threads"] = experiment.settings.compute.threads;
+        json["device"] = on_gpu ? "cuda" : "cpu";
+        json["rounds"] = rounds;
+        json["seconds_start"] = figures.start_s;
+        json["seconds_train"] = figures.train_s;
+        json["seconds_overhead"] = figures.overhead_s;
+        json["seconds_per_round"] = round_s + evaluation_share;
+        json["seconds_per_evaluation"] = figures.evaluation_s;
+        json["seconds_total"] = total_s;
+        json["core_hours"] = core_hours;
+        json["peak_memory_bytes"] = figures.peak_memory_bytes;
+        write_file_atomically(*command.json, json.dump(2) + "\n");
+    });
+    return 0;
+}
+
+}  // namespace hetlora
