@@ -12,7 +12,7 @@ source "${BASH_SOURCE[0]%/*}/common.sh"
 
 # In the order in which they are reported. Not probed, as the build works without: ccache, git, python3-dev.
 packages=(build-essential cmake ninja-build ccache libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev
-    libfmt-dev libgtest-dev nlohmann-json3-dev python3-venv python3-dev git)
+    libfmt-dev libgtest-dev libssl-dev nlohmann-json3-dev python3-venv python3-dev git)
 
 # --- what dpkg knows ------------------------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ list_header_folders() {
         for entry in ${!variable:-}; do printf '%s\n' "$entry"; done
     done
     for entry in ${CMAKE_PREFIX_PATH:-} ${CONDA_PREFIX:-} ${HDF5_ROOT:-} ${HDF5_DIR:-} ${HDF5_HOME:-} ${BOOST_ROOT:-} \
-        ${Boost_ROOT:-} ${BOOST_DIR:-} ${fmt_ROOT:-} ${GTest_ROOT:-} ${nlohmann_json_ROOT:-}; do
+        ${Boost_ROOT:-} ${BOOST_DIR:-} ${fmt_ROOT:-} ${GTest_ROOT:-} ${nlohmann_json_ROOT:-} ${OPENSSL_ROOT_DIR:-}; do
         printf '%s\n' "$entry/include"
     done
     for entry in $PATH; do
@@ -88,6 +88,7 @@ run_probes() {
     has_header boost/program_options.hpp || failed+=("libboost-program-options-dev  boost/program_options.hpp")
     has_header fmt/core.h || failed+=("libfmt-dev  fmt/core.h")
     has_header gtest/gtest.h || failed+=("libgtest-dev  gtest/gtest.h")
+    has_header openssl/evp.h || failed+=("libssl-dev  openssl/evp.h")
     has_header nlohmann/json.hpp || failed+=("nlohmann-json3-dev  nlohmann/json.hpp")
     find_python >/dev/null || failed+=("python3-venv  python3, 3.10 or newer, with venv and ensurepip")
     [ ${#failed[@]} -eq 0 ]

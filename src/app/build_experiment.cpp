@@ -93,6 +93,7 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
     Experiment experiment;
     experiment.settings = settings;
     choose_compute(transport, experiment.settings.compute);
+    experiment.placement = placement(transport, experiment.settings.compute);
     ModelConfig config;
     agree(transport, "reading model and data", [&] {
         config = read_model_config(settings.model.path);
@@ -162,6 +163,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     std::int64_t evaluation_tokens = 0;
     for (const auto& window : experiment.evaluation_windows) evaluation_tokens += window.n_loss;
     const ModelConfig& config = experiment.engine->weights().config;
+    const std::string places =
+        transport.mpi_size() == 1 ? std::string() : "\n            " + join(experiment.placement, "\n            ");
     return fmt::format(
         "{} {}: {} rounds, {} of {} clients a round, strategy {}\n"
         "  model     {} ({} parameters, {} layers, width {}), {}\n"
@@ -170,7 +173,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
         "  a round   about {} up and {} down in true bytes\n"
         "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
-        "each",
+        "each{}",
         settings.experiment.name, "on " + transport.hosts().front(), settings.experiment.rounds, cohort, eligible,
         experiment.strategy.preset, settings.model.path.filename().string(),
         human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
@@ -184,7 +187,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
         describe_device(experiment.engine->weights().options().device()), name_of(settings.compute.vector),
         name_of(settings.compute.gemm), settings.compute.pack_tokens,
-        human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)));
+        human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)), places);
 }
 
 EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std::span<const double> global,

@@ -11,6 +11,7 @@
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/model/config.hpp"
+#include "hetlora/store/checkpoint.hpp"
 #include "hetlora/store/corpus_file.hpp"
 #include "hetlora/store/run_folder.hpp"
 #include "hetlora/store/run_log_reader.hpp"
@@ -88,6 +89,11 @@ std::string describe_path(const std::filesystem::path& path) {
     const bool is_run = std::ranges::any_of(std::array{"status.json", "run.h5", "config.ini", "progress.jsonl"},
                                             [&](const char* name) { return std::filesystem::exists(path / name); });
     if (is_run) return describe_run_folder(path) + "\n";
+    if (std::filesystem::exists(path / "manifest.json")) {
+        const Checkpoint checkpoint = read_checkpoint(path);
+        return fmt::format("checkpoint of run '{}' after round {}, whole, written by hetlora {}\n", checkpoint.run_id,
+                           checkpoint.round, checkpoint.creator_version);
+    }
     if (std::filesystem::exists(path / "adapter_config.json")) {
         const SafetensorsFile file(path / "adapter_model.safetensors");
         const auto config = nlohmann::json::parse(read_text_file(path / "adapter_config.json"));
@@ -95,7 +101,7 @@ std::string describe_path(const std::filesystem::path& path) {
                            file.tensors().size(), config.value("base_model_name_or_path", std::string("?")));
     }
     if (std::filesystem::exists(path / "config.json")) return describe_model(path);
-    throw input_error("{}: neither a model, an adapter nor a run folder", path.string());
+    throw input_error("{}: neither a model, an adapter, a checkpoint nor a run folder", path.string());
 }
 
 std::vector<double> read_peft_adapter(const std::filesystem::path& folder, const AdapterLayout& layout,

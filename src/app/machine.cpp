@@ -90,6 +90,16 @@ std::int64_t usable_cores() {
     return std::max(1U, std::thread::hardware_concurrency());
 }
 
+/// "0-3,8" as Linux writes it.
+static std::string usable_core_ranges() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);) {
+        constexpr std::string_view key = "Cpus_allowed_list:";
+        if (line.starts_with(key)) return std::string(trim(std::string_view(line).substr(key.size())));
+    }
+    return "?";
+}
+
 std::int64_t peak_memory_bytes() {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
@@ -232,6 +242,19 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
 }
 
 std::string describe_device(at::Device device) { return device.is_cuda() ? cuda::device_name(device) : "cpu"; }
+
+std::vector<std::string> placement(Transport& transport, const ComputeSettings& compute) {
+    const std::string mine = fmt::format(
+        "MPI rank {} on {}: cores {}, {} threads, {}{}", transport.mpi_rank(),
+        transport.hosts()[static_cast<std::size_t>(transport.mpi_rank())], usable_core_ranges(), compute.threads,
+        describe_device(engine_device(transport, compute)),
+        compute.threads > usable_cores() ? " (more threads than cores: slow; see the launcher's binding options)" : "");
+    std::vector<std::string> lines;
+    for (const auto& bytes : transport.gather(std::as_bytes(std::span(mine)))) {
+        lines.emplace_back(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    }
+    return lines;
+}
 
 std::string build_facts() {
     return fmt::format(

@@ -24,6 +24,7 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
                                   .initial_lora_rank = experiment.population->at(k).initial_lora_rank});
     }
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
+    header.provenance.texts["placement"] = join(experiment.placement, "\n");
     header.provenance.texts["config"] = resolved_ini(experiment.settings);
     header.provenance.texts["command_line"] = command_line;
     header.provenance.texts["base_sha256"] = experiment.base_sha256;

@@ -12,10 +12,10 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 
 all_packages="build-essential cmake ninja-build ccache libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev \
-libfmt-dev libgtest-dev nlohmann-json3-dev python3-venv python3-dev git"
+libfmt-dev libgtest-dev libssl-dev nlohmann-json3-dev python3-venv python3-dev git"
 # What the probes can see: all but ccache, python3-dev and git.
 probed_packages="build-essential cmake ninja-build libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev \
-libfmt-dev libgtest-dev nlohmann-json3-dev python3-venv"
+libfmt-dev libgtest-dev libssl-dev nlohmann-json3-dev python3-venv"
 
 n_failed=0
 n_passed=0
@@ -48,8 +48,8 @@ stand_in() { # stand_in NAME BODY
 
 conda_prefix() { # a folder that looks like an active environment with everything in it
     prefix=$work/machine/conda
-    mkdir -p "$prefix"/bin "$prefix"/include/{boost,fmt,gtest,nlohmann}
-    touch "$prefix"/include/{hdf5.h,boost/program_options.hpp,fmt/core.h,gtest/gtest.h,nlohmann/json.hpp}
+    mkdir -p "$prefix"/bin "$prefix"/include/{boost,fmt,gtest,openssl,nlohmann}
+    touch "$prefix"/include/{hdf5.h,boost/program_options.hpp,fmt/core.h,gtest/gtest.h,openssl/evp.h,nlohmann/json.hpp}
     local saved=$tools
     tools=$prefix/bin
     stand_in c++ 'exit 0'
@@ -86,7 +86,7 @@ check "empty machine: failed probes" "$probed_packages" "$(not_found)"
 new_machine "build-essential cmake libfmt-dev python3-dev"
 run_system_step
 check "four installed: missing packages" "ninja-build ccache libopenmpi-dev openmpi-bin libhdf5-dev \
-libboost-program-options-dev libgtest-dev nlohmann-json3-dev python3-venv git" "$(missing_line)"
+libboost-program-options-dev libgtest-dev libssl-dev nlohmann-json3-dev python3-venv git" "$(missing_line)"
 
 new_machine ""
 rm "$tools/dpkg-query"
@@ -128,7 +128,7 @@ stand_in sudo 'shift; "$@"'
 touch "$work/machine/apt-calls" && chmod 666 "$work/machine/apt-calls"
 run_system_step
 check "sudo without a password: exit code" 0 "$code"
-check "sudo without a password: what is installed" "libboost-program-options-dev libfmt-dev libgtest-dev nlohmann-json3-dev git" \
+check "sudo without a password: what is installed" "libboost-program-options-dev libfmt-dev libgtest-dev libssl-dev nlohmann-json3-dev git" \
     "$(sed -n 's/.* install -y --no-install-recommends //p' "$work/machine/apt-calls" 2>/dev/null)"
 
 # --- .venv: nothing twice, no network, interruptions ----------------------------------------------------------------

@@ -29,9 +29,10 @@ struct Experiment {
     std::unique_ptr<Corpus> corpus;
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;
-    double global_scale = 1.0;  ///< s of the global adapter, at rank_max
-    std::string base_sha256;    ///< on root only
-    std::string data_sha256;    ///< on root only
+    double global_scale = 1.0;           ///< s of the global adapter, at rank_max
+    std::vector<std::string> placement;  ///< on root only: where every MPI rank runs
+    std::string base_sha256;             ///< on root only
+    std::string data_sha256;             ///< on root only
 };
 
 /// Loads model and data, draws the lora_ranks and checks that all of it fits together.

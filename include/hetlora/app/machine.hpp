@@ -51,6 +51,10 @@ struct EngineChoice {
 /// "cpu", or the GPU's number and name.
 [[nodiscard]] std::string describe_device(at::Device device);
 
+/// Where every MPI rank runs, one line each, in order: host, cores it may use, threads, device. Collective; root has
+/// the lines, elsewhere there are none.
+[[nodiscard]] std::vector<std::string> placement(Transport& transport, const ComputeSettings& compute);
+
 /// Versions of the program and its libraries, one line each; what --version prints.
 [[nodiscard]] std::string build_facts();
 

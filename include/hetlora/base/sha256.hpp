@@ -1,20 +1,24 @@
 // SHA-256 (FIPS 180-4), streaming: the identity of data, bases and runs is by content.
 #pragma once
 
-#include <array>
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
 namespace hetlora {
 
-/// A running SHA-256 digest. Feed bytes with update() in pieces of any size, then read hex().
+/// A running SHA-256 digest (OpenSSL's, which uses the processor's own instructions). Feed bytes with update() in
+/// pieces of any size, then read hex(). Move-only.
 class Sha256 {
 public:
+    /// @throws Error (environment) if OpenSSL refuses, e.g. for a broken installation
     Sha256();
+    ~Sha256();
+    Sha256(Sha256&&) noexcept;
+    Sha256& operator=(Sha256&&) noexcept;
     /// Appends bytes to the message.
     void update(std::span<const std::byte> bytes);
     /// Appends the characters of a text to the message.
@@ -23,13 +27,8 @@ public:
     [[nodiscard]] std::string hex() const;
 
 private:
-    static constexpr std::size_t block_bytes = 64;
-
-    void compress(const std::byte* block);
-
-    std::array<std::uint32_t, 8> state_;
-    std::array<std::byte, block_bytes> pending_{};  // the first n_bytes_ % 64 bytes of the next block
-    std::uint64_t n_bytes_ = 0;
+    struct Context;
+    std::unique_ptr<Context> context_;
 };
 
 /// SHA-256 of a text, as 64 lower-case hex digits.
