@@ -69,7 +69,7 @@ at::Tensor flat_rows(const at::Tensor& x_ND, const RowRun& run) {
 
 /// Whether our own kernels take these: on the CPU, and nothing narrower than the adapters.
 bool use_kernels(const at::Tensor& x, const at::Tensor& other) {
-    return x.is_cpu() && x.scalar_type() == other.scalar_type();
+    return ops::has_kernels(x) && x.scalar_type() == other.scalar_type();
 }
 
 /// target += scale * left right, also where target is narrower than the factors (one rounding, at the end).

@@ -11,8 +11,6 @@ namespace {
 
 bool aten_forced = false;
 
-bool has_kernels(const at::Tensor& x) { return x.is_cpu() && !aten_forced; }
-
 /// Calls body(S{}) with the type that the kernels store the tensor's elements as.
 template <typename Body>
 void with_scalar(const at::Tensor& tensor, Body body) {
@@ -49,6 +47,8 @@ std::int64_t row_grain(std::int64_t width) {
 }  // namespace
 
 void force_aten(bool forced) { aten_forced = forced; }
+
+bool has_kernels(const at::Tensor& x) { return x.is_cpu() && !aten_forced; }
 
 void rms_norm(const at::Tensor& x, const at::Tensor& w, double eps, at::Tensor y, at::Tensor rstd) {
     if (!has_kernels(x)) return aten::rms_norm(x, w, eps, y, rstd);

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutation:
-    """One mistake. `tests` are CTest programs; `audit` is a case of tests/python/test_audit_program.py or None."""
+    """One mistake. `tests` are CTest programs, `audit` is a case of tests/python/test_audit_program.py, `resume` a test
+    of tests/python/test_resume.py."""
 
     name: str
     file: str
@@ -18,6 +19,7 @@ class Mutation:
     replace: str
     tests: tuple[str, ...] = ()
     audit: str | None = None
+    resume: str | None = None
 
     def mutate(self, text: str) -> str:
         """The file's text with the mistake in it. Raises ValueError unless `find` occurs exactly once."""
@@ -228,5 +230,26 @@ MUTATIONS = [
         "client_weights(context.strategy, layout, {.factors = upload, .lora_rank = lora_rank_after,",
         "client_weights(context.strategy, layout, {.factors = received, .lora_rank = lora_rank,",
         audit="adamw fp64",
+    ),
+    Mutation(
+        "pruned lora_ranks forgotten on resume",
+        "src/app/resume.cpp",
+        "experiment.population->restore_lora_ranks(lora_ranks);",
+        "",
+        resume="test_resume_needs_no_config_beside_the_folder",
+    ),
+    Mutation(
+        "the checkpoint's round trained once more on resume",
+        "src/app/run_experiment.cpp",
+        "first_own_round_ = point.round + 1;",
+        "first_own_round_ = point.round;",
+        resume="test_resume_needs_no_config_beside_the_folder",
+    ),
+    Mutation(
+        "a checkpoint without its checksums verified",
+        "src/store/checkpoint.cpp",
+        "if (actual != line.substr(0, gap))",
+        "if (false)",
+        ("store_checkpoint_test",),
     ),
 ]  # fmt: skip

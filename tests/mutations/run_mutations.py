@@ -26,11 +26,18 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE_HEAD = "| mutation | file | caught by |\n|---|---|---|"
 TABLE_BEGIN, TABLE_END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 AUDIT_TEST = "tests/python/test_audit_program.py::test_program_agrees_with_stock_transformers_and_peft"
+RESUME_TESTS = "tests/python/test_resume.py"
 TEST_TIMEOUT_S = 300
 
 
 class CampaignError(Exception):
     """The campaign itself cannot go on; the message says why and where to look."""
+
+
+def programs_tests(mutation: Mutation) -> list[str]:
+    """The pytest tests of a mutation that need the whole program."""
+    audit = [f"{AUDIT_TEST}[{mutation.audit}]"] if mutation.audit else []
+    return audit + ([f"{RESUME_TESTS}::{mutation.resume}"] if mutation.resume else [])
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -74,7 +81,7 @@ class Campaign:
 
     def compile(self, mutations: list[Mutation], what: str) -> None:
         targets = {target for mutation in mutations for target in mutation.tests}
-        if any(mutation.audit for mutation in mutations):
+        if any(programs_tests(mutation) for mutation in mutations):
             targets.add("hetlora")
         command = ["cmake", "--build", str(self.build), "-j", str(self.jobs), "--target", *sorted(targets)]
         self.check(command, f"building {what}")
@@ -82,8 +89,8 @@ class Campaign:
     def failures(self, mutations: list[Mutation]) -> list[str]:
         """Names of the tests of these mutations that fail now."""
         programs = sorted({target for mutation in mutations for target in mutation.tests})
-        cases = sorted({mutation.audit for mutation in mutations if mutation.audit})
-        return (self.failed_ctests(programs) if programs else []) + (self.failed_audits(cases) if cases else [])
+        ids = sorted({test for mutation in mutations for test in programs_tests(mutation)})
+        return (self.failed_ctests(programs) if programs else []) + (self.failed_pytests(ids) if ids else [])
 
     def failed_ctests(self, programs: list[str]) -> list[str]:
         pattern = rf"^({'|'.join(map(re.escape, programs))})(\.mpi[0-9]+)?$"
@@ -98,14 +105,13 @@ class Campaign:
             raise CampaignError(f"ctest did not run:\n{done.stdout[-2000:]}")
         return list(dict.fromkeys(named))
 
-    def failed_audits(self, cases: list[str]) -> list[str]:
+    def failed_pytests(self, ids: list[str]) -> list[str]:
         own_python = self.tree / ".venv" / "bin" / "python"
         python = str(own_python) if own_python.exists() else sys.executable
-        ids = [f"{AUDIT_TEST}[{case}]" for case in cases]
         done = self.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ids])
-        failed = re.findall(r"^FAILED \S+::(\S+\[.*?\])", done.stdout, flags=re.MULTILINE)
+        failed = re.findall(r"^FAILED \S+?::(\S+\[.*?\]|\w+)", done.stdout, flags=re.MULTILINE)
         if not failed and (done.returncode != 0 or "skipped" in done.stdout):
-            raise CampaignError(f"the audit of the program did not run:\n{done.stdout[-2000:]}")
+            raise CampaignError(f"the tests of the program did not run:\n{done.stdout[-2000:]}")
         return failed
 
     def try_mutation(self, mutation: Mutation) -> list[str]:

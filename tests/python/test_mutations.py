@@ -23,13 +23,15 @@ def test_names_are_unique_and_tests_exist():
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
     lists = "".join(path.read_text() for path in (ROOT / "tests").glob("*/CMakeLists.txt"))
     audits = (ROOT / "tests" / "python" / "test_audit_program.py").read_text()
+    resumes = (ROOT / "tests" / "python" / "test_resume.py").read_text()
     for mutation in MUTATIONS:
-        assert mutation.tests or mutation.audit, mutation.name
+        assert mutation.tests or mutation.audit or mutation.resume, mutation.name
         for target in mutation.tests:
             if target.startswith("fed_"):  # named by a loop
                 assert (ROOT / "tests" / "fed" / f"{target.removeprefix('fed_')}_test.cpp").is_file(), mutation.name
             else:
                 assert f"NAME {target} " in lists or f"NAME {target}\n" in lists, mutation.name
+        assert mutation.resume is None or f"def {mutation.resume}(" in resumes, mutation.name
         assert mutation.audit is None or f'"{mutation.audit}": (' in audits, mutation.name
 
 

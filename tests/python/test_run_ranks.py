@@ -1,5 +1,6 @@
 """The same experiment on any number of MPI ranks: bit-identical adapter and log."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import program  # noqa: E402
 pytestmark = [program.needs_program, program.needs_mpirun]
 
 MPI_RANKS = (0, 1, 2, 3, 4, 8)  # 0: started bare
+if os.environ.get("HETLORA_TEST_LONG"):
+    MPI_RANKS += (16, 32)  # many more than cores, and more than packs
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ namespace hetlora::ops {
 
 /// Runs namespace `aten` on the CPU too: what a GPU would run, for tests and for gpu_check.sh on a machine without one.
 void force_aten(bool forced);
+/// Whether the CPU's own kernels take this tensor (else ATen's ops).
+[[nodiscard]] bool has_kernels(const at::Tensor& x);
 
 /// y = x * rstd * w, rstd_N = (mean(x^2) + eps)^(-1/2). @pre x, y [N, D] contiguous, w [D], rstd [N] (or undefined)
 void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Tensor y_ND, at::Tensor rstd_N);
