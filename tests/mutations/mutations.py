@@ -34,7 +34,7 @@ class Mutation:
 
 
 LORA = "src/model/lora.cpp"
-ENGINE = "src/model/engine.cpp"
+ENGINE = "src/model/engine_layer.cpp"
 UPDATE = "src/train/client_update.cpp"
 TRAINING = "src/train/local_training.cpp"
 CORPUS = "src/data/corpus.cpp"

@@ -1,0 +1,243 @@
+// One layer of the engine, forward and backward (see hetlora/model/engine.hpp for the equations).
+#include <algorithm>
+#include <cmath>
+
+#include "engine_saved.hpp"
+#include "hetlora/base/error.hpp"
+#include "hetlora/tensor/profile.hpp"
+
+namespace hetlora {
+namespace {
+
+/// FLOPs of causal attention's forward: two products over the lower triangle of each sequence.
+double attention_flops(const std::vector<AttentionSpan>& spans, std::int64_t query_width) {
+    double pairs = 0.0;
+    for (const auto& span : spans)
+        pairs += 0.5 * static_cast<double>(span.length) * static_cast<double>(span.length + 1);
+    return 4.0 * pairs * static_cast<double>(query_width);
+}
+
+/// Attention of the batch's rows over the cache of layer l, which takes up their keys and values first.
+void cached_attention(KeyValueCache& cache, std::size_t l, const at::Tensor& q_NQ, const at::Tensor& k_NK,
+                      const at::Tensor& v_NK, const ModelConfig& config, const std::vector<AttentionSpan>& spans,
+                      at::Tensor out_NQ) {
+    const std::int64_t group = config.heads / config.kv_heads;
+    const double scale = 1.0 / std::sqrt(static_cast<double>(config.head_size));
+    for (std::size_t s = 0; s < spans.size(); ++s) {
+        const auto [row0, rows] = spans[s];
+        const std::int64_t seen = cache.length[s];
+        at::Tensor keys_MK = cache.k_SMK[l].select(0, static_cast<std::int64_t>(s));
+        at::Tensor values_MK = cache.v_SMK[l].select(0, static_cast<std::int64_t>(s));
+        keys_MK.narrow(0, seen, rows).copy_(k_NK.narrow(0, row0, rows));
+        values_MK.narrow(0, seen, rows).copy_(v_NK.narrow(0, row0, rows));
+        if (seen == 0) {
+            ops::attention(q_NQ, k_NK, v_NK, config.heads, config.kv_heads, {spans[s]}, out_NQ, {});
+            continue;
+        }
+        if (rows != 1) throw bug_error("cached_attention: {} rows continue a sequence, only 1 may", rows);
+        const std::int64_t total = seen + 1;
+        const auto per_head = [&](const at::Tensor& x_MK) {
+            return x_MK.narrow(0, 0, total).unflatten(1, {config.kv_heads, config.head_size}).transpose(0, 1);
+        };
+        const at::Tensor q = q_NQ.select(0, row0).view({config.kv_heads, group, config.head_size});
+        const at::Tensor p = at::softmax(at::matmul(q, per_head(keys_MK).transpose(1, 2)) * scale, -1);
+        out_NQ.select(0, row0).copy_(at::matmul(p, per_head(values_MK)).flatten());
+    }
+}
+
+}  // namespace
+
+at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const at::Tensor& x_ND,
+                                 Saved* saved) {
+    const ModelConfig& config = weights_.config;
+    const LayerWeights& layer = weights_.layer[l];
+    const FrozenLayer& frozen = frozen_[l];
+    const std::int64_t N = x_ND.size(0);
+    const std::int64_t Q = config.query_width();
+    const std::int64_t KV = config.kv_width();
+    const std::int64_t I = config.intermediate_size;
+    const std::int64_t scratch_mark = scratch_.mark();
+    std::vector<std::vector<at::Tensor>> z(target_count);
+    const auto adapt = [&](std::initializer_list<int> targets, const at::Tensor& input,
+                           std::initializer_list<at::Tensor> outputs) {
+        if (pass.runs.empty() || !adapted(l, targets)) return;
+        const at::Tensor wide_input = as(input, residual_dtype_);
+        for (std::size_t i = 0; i < targets.size(); ++i) {
+            const auto target = static_cast<std::size_t>(targets.begin()[i]);
+            const int matrix = placement_[l][target];
+            if (matrix < 0) continue;
+            z[target] =
+                lora_forward(pass, static_cast<std::size_t>(matrix), wide_input, outputs.begin()[i], arena_, scratch_);
+        }
+    };
+
+    at::Tensor rstd_N = arena_.take({N}, residual_dtype_);
+    at::Tensor normed_ND = scratch_.take(x_ND.sizes());
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rms_norm(x_ND, layer.input_norm_D, config.rms_eps, normed_ND, rstd_N);
+    }
+    at::Tensor qkv_NX;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.qkv.flops(N));
+        qkv_NX = frozen.qkv.forward(normed_ND, arena_);
+    }
+    const at::Tensor q = qkv_NX.narrow(1, 0, Q);
+    const at::Tensor k = qkv_NX.narrow(1, Q, KV);
+    const at::Tensor v = qkv_NX.narrow(1, Q + KV, KV);
+    adapt({q_proj, k_proj, v_proj}, normed_ND, {q, k, v});
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rotary(q, config.heads, config.head_size, weights_.rotary, batch.position_N, +1);
+        ops::rotary(k, config.kv_heads, config.head_size, weights_.rotary, batch.position_N, +1);
+    }
+    at::Tensor attended_NQ = arena_.take({N, Q});
+    at::Tensor lse_NH = arena_.take({N, config.heads}, residual_dtype_);
+    if (batch.cache == nullptr) {
+        const PartTimer timer(StepPart::attention, attention_flops(batch.spans, Q));
+        ops::attention(q, k, v, config.heads, config.kv_heads, batch.spans, attended_NQ, lse_NH, batch.place_N);
+    } else {
+        cached_attention(*batch.cache, l, q, k, v, config, batch.spans, attended_NQ);
+    }
+    at::Tensor middle_ND;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.o.flops(N));
+        middle_ND = frozen.o.forward_add(attended_NQ, x_ND, arena_);
+    }
+    adapt({o_proj}, attended_NQ, {middle_ND});
+
+    at::Tensor middle_rstd_N = arena_.take({N}, residual_dtype_);
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rms_norm(middle_ND, layer.mlp_norm_D, config.rms_eps, normed_ND, middle_rstd_N);
+    }
+    at::Tensor gate_up_N2I;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.gate_up.flops(N));
+        gate_up_N2I = frozen.gate_up.forward(normed_ND, arena_);
+    }
+    adapt({gate_proj, up_proj}, normed_ND, {gate_up_N2I.narrow(1, 0, I), gate_up_N2I.narrow(1, I, I)});
+    at::Tensor product_NI = scratch_.take({N, I});
+    {
+        const PartTimer timer(StepPart::swiglu);
+        ops::swiglu(gate_up_N2I, product_NI);
+    }
+    at::Tensor out_ND;
+    {
+        const PartTimer timer(StepPart::frozen_gemm, frozen.down.flops(N));
+        out_ND = frozen.down.forward_add(product_NI, middle_ND, arena_);
+    }
+    adapt({down_proj}, product_NI, {out_ND});
+    scratch_.release(scratch_mark);
+
+    if (saved != nullptr) {
+        *saved = {.x_ND = x_ND,
+                  .rstd_N = rstd_N,
+                  .qkv_NX = qkv_NX,
+                  .attended_NQ = attended_NQ,
+                  .lse_NH = lse_NH,
+                  .middle_ND = middle_ND,
+                  .middle_rstd_N = middle_rstd_N,
+                  .gate_up_N2I = gate_up_N2I,
+                  .z = std::move(z)};
+    }
+    return out_ND;
+}
+
+void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const Saved& saved,
+                            at::Tensor dx_ND) {
+    const ModelConfig& config = weights_.config;
+    const LayerWeights& layer = weights_.layer[l];
+    const FrozenLayer& frozen = frozen_[l];
+    const std::int64_t N = dx_ND.size(0);
+    const std::int64_t Q = config.query_width();
+    const std::int64_t KV = config.kv_width();
+    const std::int64_t I = config.intermediate_size;
+    const std::int64_t scratch_mark = scratch_.mark();
+    const auto through = [&](const FrozenLinear& linear, const at::Tensor& dy) {
+        const PartTimer timer(StepPart::frozen_gemm, linear.flops(N));
+        return linear.backward(dy, scratch_);
+    };
+    /// Gradients of the targets that read `input`, and their share of its gradient (where that is defined).
+    const auto adapt = [&](std::initializer_list<int> targets, std::initializer_list<at::Tensor> d_outputs,
+                           const at::Tensor& input, const at::Tensor& d_input) {
+        const std::int64_t mark = scratch_.mark();
+        const at::Tensor wide_input = as(input, residual_dtype_);
+        for (std::size_t i = 0; i < targets.size(); ++i) {
+            const auto target = static_cast<std::size_t>(targets.begin()[i]);
+            const int matrix = placement_[l][target];
+            if (matrix < 0) continue;
+            lora_backward(pass, static_cast<std::size_t>(matrix), as(d_outputs.begin()[i], residual_dtype_), wide_input,
+                          saved.z[target], d_input, scratch_);
+        }
+        scratch_.release(mark);
+    };
+    const auto norm = [&](const at::Tensor& x, const at::Tensor& w) {
+        const PartTimer timer(StepPart::norm_rotary);
+        at::Tensor normed_ND = scratch_.take(x.sizes());
+        ops::rms_norm(x, w, config.rms_eps, normed_ND, {});
+        return normed_ND;
+    };
+    const auto norm_backward = [&](const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w,
+                                   const at::Tensor& rstd) {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rms_norm_backward(dy, x, w, rstd, dx_ND);
+    };
+
+    // Feed-forward: out = middle + down(silu(gate) * up)
+    {
+        const at::Tensor dx_narrow = as(dx_ND, activation_dtype_);
+        const at::Tensor d_product_NI = through(frozen.down, dx_narrow);
+        if (adapted(l, {down_proj})) {
+            at::Tensor product_NI = scratch_.take({N, I});
+            {
+                const PartTimer timer(StepPart::swiglu);
+                ops::swiglu(saved.gate_up_N2I, product_NI);
+            }
+            adapt({down_proj}, {dx_ND}, product_NI, d_product_NI);
+        }
+        at::Tensor d_gate_up_N2I = scratch_.take({N, 2 * I});
+        {
+            const PartTimer timer(StepPart::swiglu);
+            ops::swiglu_backward(d_product_NI, saved.gate_up_N2I, d_gate_up_N2I);
+        }
+        const at::Tensor d_normed_ND = through(frozen.gate_up, d_gate_up_N2I);
+        if (adapted(l, {gate_proj, up_proj})) {
+            adapt({gate_proj, up_proj}, {d_gate_up_N2I.narrow(1, 0, I), d_gate_up_N2I.narrow(1, I, I)},
+                  norm(saved.middle_ND, layer.mlp_norm_D), d_normed_ND);
+        }
+        norm_backward(d_normed_ND, saved.middle_ND, layer.mlp_norm_D, saved.middle_rstd_N);
+    }
+    scratch_.release(scratch_mark);
+
+    // Attention: middle = x + o(attention(q, k, v))
+    const at::Tensor dx_narrow = as(dx_ND, activation_dtype_);
+    const at::Tensor d_attended_NQ = through(frozen.o, dx_narrow);
+    if (adapted(l, {o_proj})) adapt({o_proj}, {dx_ND}, saved.attended_NQ, d_attended_NQ);
+    at::Tensor d_qkv_NX = scratch_.take({N, Q + 2 * KV});
+    const auto part = [&](const at::Tensor& x, int which) {
+        return which == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (which - 1) * KV, KV);
+    };
+    {
+        const PartTimer timer(StepPart::attention, 2.5 * attention_flops(batch.spans, Q));
+        ops::attention_backward(part(saved.qkv_NX, 0), part(saved.qkv_NX, 1), part(saved.qkv_NX, 2), config.heads,
+                                config.kv_heads, batch.spans, saved.attended_NQ, saved.lse_NH, d_attended_NQ,
+                                {.q = part(d_qkv_NX, 0), .k = part(d_qkv_NX, 1), .v = part(d_qkv_NX, 2)},
+                                batch.place_N);
+    }
+    {
+        const PartTimer timer(StepPart::norm_rotary);
+        ops::rotary(part(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);
+        ops::rotary(part(d_qkv_NX, 1), config.kv_heads, config.head_size, weights_.rotary, batch.position_N, -1);
+    }
+    const bool go_on = l > first_adapted_;  // below the first adapted layer nobody asks for a gradient
+    const at::Tensor d_normed_ND = go_on ? through(frozen.qkv, d_qkv_NX) : at::Tensor();
+    if (adapted(l, {q_proj, k_proj, v_proj})) {
+        adapt({q_proj, k_proj, v_proj}, {part(d_qkv_NX, 0), part(d_qkv_NX, 1), part(d_qkv_NX, 2)},
+              norm(saved.x_ND, layer.input_norm_D), d_normed_ND);
+    }
+    if (go_on) norm_backward(d_normed_ND, saved.x_ND, layer.input_norm_D, saved.rstd_N);
+    scratch_.release(scratch_mark);
+}
+
+}  // namespace hetlora
