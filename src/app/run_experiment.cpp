@@ -149,7 +149,7 @@ public:
                 fmt::format("{} {}: {}; {:.2f} s after the request, longest wait for a look {:.2f} s", utc_now(), after,
                             request.what(), seconds_since_stop_request(), longest_wait_for_look_s());
             add_provenance_line(*files_, "stops", line);
-            files_->log.close();
+            close_log();
             if (files_->trace) files_->trace->close();
             files_->status.state = RunState::stopped;
             files_->status.round = std::max<std::int64_t>(0, saved_round_);
@@ -177,7 +177,7 @@ public:
             if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
                 write_last_checkpoint();
             }
-            files_->log.close();
+            close_log();
             if (files_->trace) files_->trace->close();
             files_->status.state = RunState::done;
             files_->status.seconds_left = 0.0;
@@ -261,6 +261,12 @@ private:
             if (asked || (every > 0 && round % every == 0)) write(*unsaved_);
             if (std::filesystem::remove(files_->folder.stop_request(), ignored)) request_stop();
         });
+    }
+
+    /// @pre on root
+    void close_log() {
+        const std::string complaint = files_->log.close();
+        if (!complaint.empty()) terminal_.warn("the log is written out, but " + complaint);
     }
 
     /// @pre on root

@@ -79,7 +79,10 @@ StopSignals::StopSignals(std::span<const std::string> names) {
 
 StopSignals::~StopSignals() {
     for (std::size_t i = 0; i < known_signals.size(); ++i) {
-        if (installed[i]) sigaction(known_signals[i].number, &former[i], nullptr);
+        struct sigaction ignore {};
+        ignore.sa_handler = SIG_IGN;
+        // A stop is under way: a second signal must not kill the process on its last metres.
+        if (installed[i]) sigaction(known_signals[i].number, stop_requested() ? &ignore : &former[i], nullptr);
         installed[i] = false;
     }
 }

@@ -19,15 +19,15 @@ void replace(const Object& object, const std::string& name, hid_t type, hid_t ty
     const std::string where = named(object.where(), name);
     const htri_t there = H5Aexists(object.id(), name.c_str());
     if (check(there, Doing::writing, "look for the attribute", where) > 0) {
-        const Handle old(
-            check(H5Aopen(object.id(), name.c_str(), H5P_DEFAULT), Doing::writing, "open the attribute", where),
-            close_attribute);
+        Handle old(check(H5Aopen(object.id(), name.c_str(), H5P_DEFAULT), Doing::writing, "open the attribute", where),
+                   close_attribute);
         const Handle old_type(check(H5Aget_type(old.id()), Doing::writing, "open the attribute", where), close_type);
         if (H5Tequal(old_type.id(), type) > 0) {
             // Overwritten in place: nothing is freed or allocated in the file, which matters for committed_rounds.
             check(H5Awrite(old.id(), type_in_memory, data), Doing::writing, "write the attribute", where);
             return;
         }
+        old = Handle();  // nothing of it may be open when it goes
         check(H5Adelete(object.id(), name.c_str()), Doing::writing, "replace the attribute", where);
     }
     const Handle attribute(check(H5Acreate2(object.id(), name.c_str(), type, space, H5P_DEFAULT, H5P_DEFAULT),

@@ -145,13 +145,18 @@ std::string RunLog::provenance_text(const std::string& name) const {
 
 std::int64_t RunLog::committed_rounds() const noexcept { return impl_->committed_rounds; }
 
-void RunLog::close() {
+std::string RunLog::close() {
     impl_->file.flush();
     hdf5::File file = std::move(impl_->file);
     const std::int64_t committed = impl_->committed_rounds;
     impl_ = std::make_unique<Impl>();  // releases the data sets first
     impl_->committed_rounds = committed;
-    file.close();
+    try {
+        file.close();
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return "";
 }
 
 }  // namespace hetlora

@@ -54,15 +54,22 @@ TEST(StopRequest, a_new_guard_starts_without_a_request) {
 
 TEST(StopRequest, the_former_handler_comes_back) {
     std::signal(SIGUSR2, count_call);
-    {
-        const std::vector<std::string> names = {"USR2"};
-        const StopSignals signals(names);
-        std::raise(SIGUSR2);
-        EXPECT_EQ(former_calls, 0);
-    }
+    const std::vector<std::string> names = {"USR2"};
+    { const StopSignals signals(names); }
     std::raise(SIGUSR2);
     EXPECT_EQ(former_calls, 1);
     std::signal(SIGUSR2, SIG_DFL);
+}
+
+TEST(StopRequest, after_a_request_further_signals_do_nothing) {
+    const std::vector<std::string> names = {"USR2"};
+    {
+        const StopSignals signals(names);
+        std::raise(SIGUSR2);
+    }
+    std::raise(SIGUSR2);  // would end the process
+    std::signal(SIGUSR2, SIG_DFL);
+    EXPECT_TRUE(stop_requested());
 }
 
 TEST(StopRequest, the_longest_wait_between_looks_is_kept) {

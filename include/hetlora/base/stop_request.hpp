@@ -21,7 +21,7 @@ class StopSignals {
 public:
     /// Starts without a request. @throws Error (bug) for an unknown name
     explicit StopSignals(std::span<const std::string> names);
-    /// Puts the former handlers back.
+    /// Puts the former handlers back; after a request it ignores the signals instead, until the process ends.
     ~StopSignals();
     StopSignals(const StopSignals&) = delete;
     StopSignals& operator=(const StopSignals&) = delete;

@@ -66,8 +66,10 @@ public:
 
     /// Rows of /rounds that are committed, row 0 included.
     [[nodiscard]] std::int64_t committed_rounds() const noexcept;
-    /// Flushes and closes. @throws Error (environment) if HDF5 could not write the file out.
-    void close();
+    /// Flushes and closes.
+    /// @return what HDF5 says if all is written out but closing failed ("" otherwise): nothing is lost then
+    /// @throws Error (environment) if HDF5 could not write the file out.
+    std::string close();
 
 private:
     struct Impl;
