@@ -24,6 +24,7 @@
 #include "hetlora/config/schema.hpp"
 #include "hetlora/model/generate.hpp"
 #include "hetlora/store/safetensors.hpp"
+#include "hetlora/sweep/commands.hpp"
 #include "hetlora/train/pretrain.hpp"
 
 namespace hetlora {
@@ -209,7 +210,7 @@ int run_pretrain(Transport& transport, const CommandLine& command, Terminal& ter
 
 bool is_plain_verb(const CommandLine& command) {
     return command.help || command.version || command.verb.empty() || command.verb == "strategies" ||
-           command.verb == "info" || verb_of(command).in_python;
+           command.verb == "info" || command.verb == "sweep" || verb_of(command).in_python;
 }
 
 int run_plain_verb(const CommandLine& command) {
@@ -222,6 +223,8 @@ int run_plain_verb(const CommandLine& command) {
                    stdout);
     } else if (command.verb == "info") {
         std::fputs(describe_path(command.words.front()).c_str(), stdout);
+    } else if (command.verb == "sweep") {
+        return sweep::run_sweep(command, {.usable_cores = usable_cores(), .free_memory_bytes = free_memory_bytes()});
     } else {
         return hand_over_to_python(command);
     }

@@ -110,6 +110,10 @@ private:
         if (name == "--resume") line_.resume = true;
         if (name == "--merged") line_.merged = true;
         if (name == "--reference") line_.reference = true;
+        if (name == "--retry-failed") line_.retry_failed = true;
+        if (name == "--dry-run") line_.dry_run = true;
+        if (name == "--no-calibrate") line_.no_calibrate = true;
+        if (name == "--all") line_.all = true;
     }
 
     void set_value(const CommandFlag& flag, const std::string& value) {
@@ -126,6 +130,11 @@ private:
         if (flag.name == "--json") set_once(flag, line_.json, std::filesystem::path(value));
         if (flag.name == "--seconds") set_once(flag, line_.seconds, count(flag, value, 1));
         if (flag.name == "--mpi-ranks") set_once(flag, line_.mpi_ranks, count(flag, value, 1));
+        if (flag.name == "--cores") set_once(flag, line_.cores, count(flag, value, 1));
+        if (flag.name == "--max-parallel") set_once(flag, line_.max_parallel, count(flag, value, 1));
+        if (flag.name == "--throttle") set_once(flag, line_.throttle, count(flag, value, 1));
+        if (flag.name == "--task-minutes") set_once(flag, line_.task_minutes, count(flag, value, 1));
+        if (flag.name == "--profile") set_once(flag, line_.profile, std::filesystem::path(value));
         if (flag.name == "--round") set_once(flag, line_.round, count(flag, value, 0));
     }
 

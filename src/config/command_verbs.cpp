@@ -33,6 +33,29 @@ CommandVerb in_python(std::string name, std::string help, bool implemented) {
             .in_python = true};
 }
 
+CommandVerb sweep_verb() {
+    return {
+        .name = "sweep",
+        .usage = "plan|run|submit|status --config FILE [section.key=value,value ...] [options]",
+        .help = "many runs over a grid of settings, here or on Slurm",
+        .flags = {{"--config", "FILE", "a sweep file, or a base config with the axes as words"},
+                  {"--output", "DIR", "the sweep's folder (default results/<name>)"},
+                  {"--mpi-ranks", "N", "MPI ranks of each run (plan, run, submit; default 1)"},
+                  {"--no-calibrate", "", "plan, submit: no measured runs for time and memory"},
+                  {"--cores", "N", "plan, run: cores to use (default: all usable)"},
+                  {"--max-parallel", "N", "run: at most so many runs side by side"},
+                  {"--retry-failed", "", "run, submit: failed runs once more"},
+                  {"--profile", "FILE", "submit: site profile, e.g. jobs/profiles/generic-cpu.ini"},
+                  {"--throttle", "N", "submit: at most so many array tasks at a time"},
+                  {"--task-minutes", "N", "submit: length of a task, into which small runs are packed (default 30)"},
+                  {"--dry-run", "", "submit: print the script, submit nothing"},
+                  {"--all", "", "plan, status: list every run"},
+                  {"--json", "FILE", "plan, status: write it there, too"}},
+        .implemented = true,
+        .min_words = 1,
+        .max_words = 10000};
+}
+
 }  // namespace
 
 const std::vector<CommandVerb>& command_verbs() {
@@ -80,12 +103,7 @@ const std::vector<CommandVerb>& command_verbs() {
          .flags = {},
          .min_words = 1,
          .max_words = 1},
-        {.name = "sweep",
-         .usage = "plan|run|submit|status --config SWEEP.ini",
-         .help = "many runs over a grid of settings",
-         .flags = {{"--config", "FILE", "the sweep file"}},
-         .min_words = 1,
-         .max_words = 1},
+        sweep_verb(),
         with_settings("bench", " [--seconds N] [--json FILE]", "where the time goes, share of the machine's peak", true,
                       {{"--seconds", "N", "time to measure for (default 10)"},
                        {"--json", "FILE", "write the figures there, too"}}),

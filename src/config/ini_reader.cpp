@@ -1,4 +1,4 @@
-#include "ini_reader.hpp"
+#include "hetlora/config/ini_reader.hpp"
 
 #include <fmt/format.h>
 
@@ -9,7 +9,7 @@
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/text.hpp"
 
-namespace hetlora::config_detail {
+namespace hetlora {
 namespace {
 
 // Boost stops at the first line that it does not understand and does not say where it was. So this pass goes first:
@@ -88,4 +88,4 @@ IniContent read_ini(std::string_view text, const std::vector<std::string>& secti
     return content;
 }
 
-}  // namespace hetlora::config_detail
+}  // namespace hetlora

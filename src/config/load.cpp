@@ -8,12 +8,14 @@
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/base/text.hpp"
-#include "ini_reader.hpp"
+#include "hetlora/config/ini_reader.hpp"
 
 namespace hetlora {
 namespace {
 
 using config_detail::Origins;
+
+constexpr std::string_view command_line = "command line";
 
 // "; did you mean lora.rank_max?": the same name in another section, else the nearest of this section; of all
 // keys if there is no such section.
@@ -53,7 +55,7 @@ class Loader {
 public:
     void add_file(std::string_view text, std::string_view origin) {
         origin_ = origin;
-        const auto content = config_detail::read_ini(text, section_names());
+        const auto content = read_ini(text, section_names());
         for (const auto& problem : content.problems) report(fmt::format("{}:{}", origin, problem.line), problem.text);
         std::map<std::string, int> line_of;
         for (const auto& entry : content.entries) {
@@ -68,21 +70,21 @@ public:
         }
     }
 
-    void add_overrides(const std::vector<std::string>& overrides) {
+    void add_overrides(const std::vector<std::string>& overrides, std::string_view origin) {
+        const std::string where(origin);
         std::map<std::string, std::string> seen;
         for (const auto& word : overrides) {
             const auto equals = word.find('=');
             const std::string name(trim(word.substr(0, equals)));
             if (equals == std::string::npos || name.empty()) {
-                report(command_line, fmt::format("'{}' is not understood; write section.key=value", word));
+                report(where, fmt::format("'{}' is not understood; write section.key=value", word));
                 continue;
             }
             const auto [first, is_new] = seen.try_emplace(name, word);
             if (is_new) {
-                add_value(name, std::string(trim(word.substr(equals + 1))), command_line);
+                add_value(name, std::string(trim(word.substr(equals + 1))), where);
             } else {
-                report(command_line,
-                       fmt::format("{} and {} set the same key; keep one of the two", first->second, word));
+                report(where, fmt::format("{} and {} set the same key; keep one of the two", first->second, word));
             }
         }
     }
@@ -98,8 +100,6 @@ public:
     }
 
 private:
-    static constexpr const char* command_line = "command line";
-
     void report(std::string_view where, std::string_view text) {
         problems_.push_back(fmt::format("{}: {}", where, text));
     }
@@ -151,7 +151,7 @@ private:
         if (!config_text(key.get(settings_)).empty()) return;
         const auto found = origins_.where.find(name);
         report(found != origins_.where.end() ? found->second
-               : origin_.empty()             ? command_line
+               : origin_.empty()             ? std::string(command_line)
                                              : origin_,
                fmt::format("{} ({}) is missing; set \"{} = ...\" in section [{}] or give {}=... on the command line",
                            name, key.help, key.name, key.section, name));
@@ -178,15 +178,15 @@ Settings load_settings(const std::optional<std::filesystem::path>& file, const s
                        RequiredFor task) {
     if (file) return load_settings_text(read_text_file(*file, ExitCode::usage), file->string(), overrides, task);
     Loader loader;
-    loader.add_overrides(overrides);
+    loader.add_overrides(overrides, command_line);
     return loader.finish(task);
 }
 
 Settings load_settings_text(std::string_view text, std::string_view origin, const std::vector<std::string>& overrides,
-                            RequiredFor task) {
+                            RequiredFor task, std::string_view overrides_origin) {
     Loader loader;
     loader.add_file(text, origin);
-    loader.add_overrides(overrides);
+    loader.add_overrides(overrides, overrides_origin.empty() ? command_line : overrides_origin);
     return loader.finish(task);
 }
 

@@ -17,6 +17,7 @@ LAYER = {
     "data": 2,
     "train": 3,
     "fed": 4,
+    "sweep": 4,
     "app": 5,
 }
 # Modules of one layer do not see each other, except these.

@@ -6,7 +6,7 @@
 
 namespace hetlora {
 
-/// True for a verb that needs no MPI, no model and no data (help, version, strategies, the Python verbs).
+/// True for a verb that needs no MPI, no model and no data (help, version, strategies, info, sweep, the Python verbs).
 [[nodiscard]] bool is_plain_verb(const CommandLine& command);
 
 /// Runs a plain verb. Does not return for a Python verb that could be started.

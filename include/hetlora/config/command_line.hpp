@@ -51,6 +51,16 @@ struct CommandLine {
     std::optional<std::string> prompt = std::nullopt;
     std::optional<std::filesystem::path> json = std::nullopt;
     std::optional<std::int64_t> seconds = std::nullopt;
+    // Of sweep.
+    bool retry_failed = false;
+    bool dry_run = false;
+    bool no_calibrate = false;
+    bool all = false;
+    std::optional<std::int64_t> cores = std::nullopt;
+    std::optional<std::int64_t> max_parallel = std::nullopt;
+    std::optional<std::int64_t> throttle = std::nullopt;
+    std::optional<std::int64_t> task_minutes = std::nullopt;
+    std::optional<std::filesystem::path> profile = std::nullopt;
     /// section.key=value in the order given, --set and --output included; for load_settings()
     std::vector<std::string> overrides = {};
     std::vector<std::string> words = {};        ///< positional words

@@ -23,8 +23,10 @@ namespace hetlora {
 
 /// As load_settings for a config that is at hand as text, e.g. the resolved one inside a run.h5 or a checkpoint.
 /// @param origin  what problems name as the file
+/// @param overrides_origin  what problems name as the place of the overrides; empty = the command line
 [[nodiscard]] Settings load_settings_text(std::string_view text, std::string_view origin,
                                           const std::vector<std::string>& overrides = {},
-                                          RequiredFor task = RequiredFor::run);
+                                          RequiredFor task = RequiredFor::run,
+                                          std::string_view overrides_origin = {});
 
 }  // namespace hetlora

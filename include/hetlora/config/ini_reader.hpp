@@ -1,11 +1,11 @@
-// Reads INI text with Boost.Program_options and finds out the line of every key (private to config).
+// Reads INI text with Boost.Program_options and finds out the line of every key: config files and sweep files.
 #pragma once
 
 #include <string>
 #include <string_view>
 #include <vector>
 
-namespace hetlora::config_detail {
+namespace hetlora {
 
 /// One "key = value" of the text.
 struct IniEntry {
@@ -30,4 +30,4 @@ struct IniContent {
 /// @param sections  the sections that exist
 [[nodiscard]] IniContent read_ini(std::string_view text, const std::vector<std::string>& sections);
 
-}  // namespace hetlora::config_detail
+}  // namespace hetlora
