@@ -18,13 +18,6 @@ namespace {
 /// More combinations than this are not even looked at.
 constexpr std::int64_t most_combinations = 1'000'000;
 
-bool same_value(const std::string& a, const std::string& b) {
-    if (a == b) return true;
-    const auto x = parse_number(a);
-    const auto y = parse_number(b);
-    return x && y && *x == *y;
-}
-
 /// Steps through the product like a counter, last axis fastest.
 class Counter {
 public:

@@ -354,7 +354,7 @@ private:
             std::vector<std::string> known;
             for (const auto& step : axis.values) known.push_back(step[column]);
             for (const auto& value : condition.values) {
-                if (std::ranges::find(known, value) != known.end()) continue;
+                if (std::ranges::any_of(known, [&](const auto& other) { return same_value(value, other); })) continue;
                 report_at(rule.where, fmt::format("{}: {} never is {}{} (values: {})", rule.name, condition.key, value,
                                                   did_you_mean(value, known), join(known, ", ")));
             }
@@ -394,6 +394,13 @@ std::vector<std::string> split_values(const std::string& key, std::string_view t
         }
     }
     return values;
+}
+
+bool same_value(const std::string& a, const std::string& b) {
+    if (a == b) return true;
+    const auto x = parse_number(a);
+    const auto y = parse_number(b);
+    return x && y && *x == *y;
 }
 
 SweepFile read_sweep_text(const std::string& text, const std::filesystem::path& origin,

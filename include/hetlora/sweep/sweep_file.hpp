@@ -58,6 +58,9 @@ struct SweepFile {
 /// commas; "0..4" and "0..20..5" (first..last..step) are ranges of whole numbers.
 [[nodiscard]] std::vector<std::string> split_values(const std::string& key, std::string_view text);
 
+/// Equal as text, or as numbers: "0.10" is "0.1".
+[[nodiscard]] bool same_value(const std::string& a, const std::string& b);
+
 /// Reads a sweep file, or makes a sweep of a plain config and words.
 /// @param file    with one of the sections above it is a sweep file; otherwise it is the base config
 /// @param words   "section.key=value,value": axes, or fixed settings where there is one value; they replace the file's
