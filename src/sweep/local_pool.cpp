@@ -19,6 +19,7 @@
 #include "hetlora/base/timer.hpp"
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/progress_clock.hpp"
+#include "hetlora/store/run_folder.hpp"
 #include "hetlora/sweep/live_table.hpp"
 #include "hetlora/sweep/process.hpp"
 
@@ -183,7 +184,8 @@ private:
         const auto& run = plan_.runs[one.index];
         FolderState& state = states_[one.index];
         state = scan_folder(run.folder, run.settings.experiment.rounds);
-        const bool ours = state.state != State::running;  // else another process holds the folder now
+        // Another `sweep run` may have been faster, and this one's process was refused.
+        const bool ours = state.state != State::running && !is_run_folder_in_use(run.folder);
         if (ours && state.state != State::done && !is_stop(ended)) {
             mark_failed(run, state, ended);
             if (first_failure_ == 0) first_failure_ = ended.signal != 0 ? 4 : ended.code == 0 ? 70 : ended.code;

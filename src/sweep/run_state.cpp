@@ -1,61 +1,21 @@
 // See hetlora/sweep/run_state.hpp.
 #include "hetlora/sweep/run_state.hpp"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <csignal>
-#include <ctime>
 #include <fstream>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/store/progress.hpp"
+#include "hetlora/store/run_folder.hpp"
 
 namespace hetlora::sweep {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr double fresh_s = 120;            // a living run touches its lock more often than this
 constexpr std::int64_t tail_bytes = 8192;  // of output.log and progress.jsonl
-
-/// Seconds since a file's last change; infinite if it does not exist.
-double age_s(const fs::path& path) {
-    struct stat about {};
-    if (::stat(path.c_str(), &about) != 0) return std::numeric_limits<double>::infinity();
-    return std::difftime(std::time(nullptr), about.st_mtime);
-}
-
-enum class Lock { held, free, unknown };
-
-/// Shared and at once given back, so that two observers never disturb each other, and a run hardly ever.
-Lock lock_state(const fs::path& path) {
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) return Lock::unknown;
-    const bool got = ::flock(file, LOCK_SH | LOCK_NB) == 0;
-    const int problem = errno;
-    ::close(file);
-    if (got) return Lock::free;
-    return problem == EWOULDBLOCK ? Lock::held : Lock::unknown;
-}
-
-bool is_alive(const fs::path& folder, const RunStatus& status) {
-    const auto lock = folder / ".lock";
-    if (lock_state(lock) == Lock::held) return true;
-    // Not every network file system shows a lock to other hosts, but a process of this host is known here.
-    static const std::string host = status_of_this_process().host;
-    if (status.host == host) {
-        return lock_state(lock) == Lock::unknown && status.pid > 0 &&
-               (::kill(static_cast<pid_t>(status.pid), 0) == 0 || errno == EPERM);
-    }
-    return std::min(age_s(lock), age_s(folder / "status.json")) < fresh_s;
-}
 
 /// The last bytes of a file as text, from a line's start if it is longer.
 std::string tail(const fs::path& path, std::int64_t bytes) {
@@ -152,7 +112,7 @@ FolderState scan_folder(const fs::path& folder, std::int64_t rounds_wanted) {
     const auto is = [&](hetlora::RunState other) { return status.state == other; };
     std::error_code ignored;
     if (is(hetlora::RunState::running)) {
-        state.state = is_alive(folder, status) ? State::running : State::died;
+        state.state = is_run_folder_in_use(folder) ? State::running : State::died;
         if (state.state == State::running) state.seconds_left = status.seconds_left;
     } else if (is(hetlora::RunState::failed)) {
         state.state = State::failed;

@@ -16,8 +16,6 @@
 namespace hetlora::sweep {
 namespace {
 
-constexpr std::int64_t longest_range = 100'000;
-
 /// "zip.low_high" for a line "[zip.low_high]  # comment", "" for a line that is no header.
 std::string header_of(std::string_view whole) {
     const auto line = trim(whole.substr(0, whole.find('#')));
@@ -40,21 +38,6 @@ std::vector<std::string> sweep_sections(const std::string& text) {
     return names;
 }
 
-std::optional<std::vector<std::string>> range(std::string_view text) {
-    const auto dots = text.find("..");
-    if (dots == std::string_view::npos) return {};
-    const auto more = text.find("..", dots + 2);
-    const auto last_text = text.substr(dots + 2, more == std::string_view::npos ? more : more - dots - 2);
-    const auto first = parse_integer(text.substr(0, dots));
-    const auto last = parse_integer(last_text);
-    const auto step =
-        more == std::string_view::npos ? std::optional<std::int64_t>(1) : parse_integer(text.substr(more + 2));
-    if (!first || !last || !step || *step < 1 || *last - *first > longest_range * *step) return {};
-    std::vector<std::string> values;
-    for (std::int64_t value = *first; value <= *last; value += *step) values.push_back(fmt::format("{}", value));
-    return values;
-}
-
 /// The same name in all sections, else the nearest: as for a wrong key of a config.
 std::string suggestion(const std::string& name) {
     const auto dot = name.find('.');
@@ -65,11 +48,6 @@ std::string suggestion(const std::string& name) {
         all.push_back(key.full_name());
     }
     return did_you_mean(name, all);
-}
-
-bool holds_a_list(const std::string& key) {
-    const auto* row = find_config_key(key);
-    return row != nullptr && row->type == "list";
 }
 
 class Reader {
@@ -382,26 +360,6 @@ private:
 };
 
 }  // namespace
-
-std::vector<std::string> split_values(const std::string& key, std::string_view text) {
-    const bool bars = text.find('|') != std::string_view::npos || holds_a_list(key);
-    std::vector<std::string> values;
-    for (const auto& part : split(text, bars ? '|' : ',')) {
-        if (auto numbers = range(part)) {
-            values.insert(values.end(), numbers->begin(), numbers->end());
-        } else {
-            values.push_back(part);
-        }
-    }
-    return values;
-}
-
-bool same_value(const std::string& a, const std::string& b) {
-    if (a == b) return true;
-    const auto x = parse_number(a);
-    const auto y = parse_number(b);
-    return x && y && *x == *y;
-}
 
 SweepFile read_sweep_text(const std::string& text, const std::filesystem::path& origin,
                           const std::vector<std::string>& words, const std::optional<std::filesystem::path>& output) {

@@ -14,7 +14,7 @@ namespace hetlora::sweep {
 
 enum class State {
     done,     ///< COMPLETE, with all rounds that the sweep asks for
-    running,  ///< status.json says so, and its .lock is held or touched within the last two minutes
+    running,  ///< status.json says so, and a process holds the folder (is_run_folder_in_use)
     waiting,  ///< never started
     stopped,  ///< stopped on request, or complete with fewer rounds than asked for now: goes on
     died,     ///< status.json says running, but nobody holds the folder: goes on from its last checkpoint
