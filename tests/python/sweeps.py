@@ -16,10 +16,13 @@ TWO_BY_TWO = "lora.rank_distribution = uniform, powerlaw\nexperiment.seed = 1..2
 class Sweep:
     """A sweep file over the micro world, and its folder."""
 
-    def __init__(self, folder: Path, world: tuple[Path, Path], axes: str, more: str = "", **experiment: object) -> None:
+    def __init__(self, folder: Path, world: tuple[Path, Path], axes: str, more: str = "",
+                 compute: dict | None = None, **experiment: object) -> None:  # fmt: skip
         self.folder, self.output, self.file = folder, folder / "out", folder / "sweep.ini"
         folder.mkdir(exist_ok=True)
-        base = program.write_ini(folder / "base.ini", world, {"experiment": {"rounds": 2} | experiment})
+        base = program.write_ini(
+            folder / "base.ini", world, {"experiment": {"rounds": 2} | experiment, "compute": compute or {}}
+        )
         self.file.write_text(f"[sweep]\nbase = {base}\noutput = {self.output}\n[axes]\n{axes}\n{more}\n")
 
     def words(self, verb: str, *options: object) -> list[str]:

@@ -160,14 +160,19 @@ def wait_for_round(sweep: Sweep, round_: int) -> None:
     raise AssertionError("no run came to that round")
 
 
+LONG_ROUNDS = 60
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(world, tmp_path_factory):
+    sweep = Sweep(tmp_path_factory.mktemp("whole"), world, "experiment.seed = 1..2", rounds=LONG_ROUNDS)
+    sweep.run()
+    return sweep.results()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
-def test_stopped_and_gone_on_with_gives_the_same(world, tmp_path, how):
-    rounds = 150
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole = Sweep(tmp_path / "a", world, "experiment.seed = 1..2", rounds=rounds)
-    whole.run()
-    sweep = Sweep(tmp_path / "b", world, "experiment.seed = 1..2", rounds=rounds)
+def test_stopped_and_gone_on_with_gives_the_same(world, tmp_path, uninterrupted, how):
+    sweep = Sweep(tmp_path, world, "experiment.seed = 1..2", rounds=LONG_ROUNDS)
 
     with begin(sweep, "--cores", 1) as running:
         wait_for_round(sweep, 3)
@@ -181,15 +186,15 @@ def test_stopped_and_gone_on_with_gives_the_same(world, tmp_path, how):
     assert sweep.counts() == {"waiting": 1, "stopped": 1}
     sweep.run()
     assert sweep.counts() == {"done": 2}
-    assert sweep.results() == whole.results()
+    assert sweep.results() == uninterrupted
 
 
 def test_two_at_once_share_the_work(world, tmp_path):
-    sweep = Sweep(tmp_path, world, "experiment.seed = 1..6", rounds=20)
+    sweep = Sweep(tmp_path, world, "experiment.seed = 1..4", rounds=5)
     with begin(sweep, "--cores", 1) as first, begin(sweep, "--cores", 1) as second:
         said = [process.communicate(timeout=program.TIME_LIMIT_S) for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
-    assert sweep.counts() == {"done": 6}
+    assert sweep.counts() == {"done": 4}
 
 
 # --- plan ---

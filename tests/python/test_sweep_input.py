@@ -26,7 +26,7 @@ def world(tmp_path_factory):
 def test_submit_writes_one_array_and_submits_nothing_twice(world, tmp_path):
     path = commands(tmp_path / "bin", sbatch=f'echo "$@" >>{tmp_path}/calls; echo 42', squeue="seq 0 3",
                     scontrol="echo MaxArraySize = 1001")  # fmt: skip
-    sweep = Sweep(tmp_path, world, TWO_BY_TWO)
+    sweep = Sweep(tmp_path, world, TWO_BY_TWO, compute={"threads": None})
     (tmp_path / "site.ini").write_text("[site]\npartition = batch\ncpus_per_task = 3\nsetup = module load x\n")
 
     done = sweep.call("submit", "--no-calibrate", "--throttle", 2, "--profile", tmp_path / "site.ini",
@@ -104,11 +104,13 @@ BAD_FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "submit", "status"])
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_sweep_file(world, tmp_path, case, verb):
-    if verb != "run" and case not in ("unknown key", "the same run twice"):
-        pytest.skip("one verb is enough for the others")
+# All cases with `run`, one of each stage with the other verbs.
+EVERY_CASE = [("run", case) for case in BAD_FILES]
+EVERY_VERB = [(verb, case) for verb in ("plan", "submit", "status") for case in ("unknown key", "the same run twice")]
+
+
+@pytest.mark.parametrize(("verb", "case"), EVERY_CASE + EVERY_VERB)
+def test_bad_sweep_file(world, tmp_path, verb, case):
     axes, more, fragments = BAD_FILES[case]
     sweep = Sweep(tmp_path, world, axes, more)
     refused(sweep.call(verb), USAGE, *fragments)
