@@ -37,7 +37,11 @@ public:
         stop_requests = 0;
         struct sigaction action {};
         action.sa_handler = note_signal;
-        for (std::size_t i = 0; i < signals.size(); ++i) ::sigaction(signals[i], &action, &before_[i]);
+        for (std::size_t i = 0; i < signals.size(); ++i) {
+            ::sigaction(signals[i], &action, &before_[i]);
+            // nohup, and the shell for jobs in the background, ignore these on purpose.
+            if (before_[i].sa_handler == SIG_IGN) ::sigaction(signals[i], &before_[i], nullptr);
+        }
         std::signal(SIGPIPE, SIG_IGN);  // a closed terminal is no reason to lose runs
     }
     ~StopSignals() {

@@ -75,7 +75,10 @@ pid_t spawn(std::vector<std::string> words, int out, int err, bool own_group) {
             ::prctl(PR_SET_PDEATHSIG, SIGUSR2);
             if (::getppid() != parent) ::_exit(75);
         }
-        for (const int signal : {SIGINT, SIGTERM, SIGUSR2, SIGHUP, SIGPIPE}) ::signal(signal, SIG_DFL);
+        ::signal(SIGPIPE, SIG_DFL);
+        for (const int signal : {SIGINT, SIGTERM, SIGUSR2, SIGHUP}) {  // nohup's and the shell's choice stays
+            if (::signal(signal, SIG_DFL) == SIG_IGN) ::signal(signal, SIG_IGN);
+        }
         const int input = ::open("/dev/null", O_RDONLY);
         ::dup2(input, 0);
         ::dup2(out, 1);

@@ -54,7 +54,7 @@ std::string sbatch_script(const ScriptFacts& facts, const SubmitOptions& options
     option("constraint", site.constraint);
     option("nodes", site.nodes.empty() ? "1" : site.nodes);
     option("ntasks", fmt::format("{}", options.mpi_ranks));
-    option("cpus-per-task", fmt::format("{}", site.cpus_per_task));
+    option("cpus-per-task", fmt::format("{}", std::max(site.cpus_per_task, facts.threads)));
     option("gpus-per-node", site.gpus_per_node);
     option("gpu-bind", site.gpu_bind);
     if (!site.mem.empty()) {

@@ -58,12 +58,11 @@ ScriptFacts facts_of(const SweepPlan& plan, std::span<const Task> tasks, const C
     ScriptFacts facts{.sweep_name = plan.sweep.name, .folder = {}, .program = program_path(), .n_tasks = tasks.size()};
     for (const auto& task : tasks) {
         facts.n_runs += task.runs.size();
-        facts.longest_task_s =
-            std::isfinite(task.seconds) ? std::max(facts.longest_task_s, task.seconds) : not_measured;
-        if (!std::isfinite(facts.longest_task_s)) break;
+        const bool known = std::isfinite(task.seconds) && std::isfinite(facts.longest_task_s);
+        facts.longest_task_s = known ? std::max(facts.longest_task_s, task.seconds) : not_measured;
+        for (const auto run : task.runs)
+            facts.threads = std::max(facts.threads, plan.runs[run].settings.compute.threads);
     }
-    facts.n_runs = 0;
-    for (const auto& task : tasks) facts.n_runs += task.runs.size();
     facts.peak_memory_bytes = costs.largest_memory_bytes(plan) * mpi_ranks;
     return facts;
 }

@@ -7,6 +7,7 @@
 #include <array>
 #include <set>
 
+#include "exclusion.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/base/text.hpp"
@@ -107,7 +108,7 @@ public:
         if (output) sweep_.output = absolute_path(*output);
         if (sweep_.output.empty()) sweep_.output = absolute_path(std::filesystem::path("results") / sweep_.name);
         check_twice();
-        check_exclusions();
+        for (auto& problem : exclusion_problems(sweep_)) problems_.push_back(std::move(problem));
         if (sweep_.axes.empty() && problems_.empty()) {
             report_at(words_only_ ? "command line" : origin_,
                       words_only_ ? "there is no axis: give at least one section.key=value,value (one run alone: "
@@ -238,33 +239,14 @@ private:
         std::erase_if(sweep_.axes, [](const Axis& axis) { return axis.keys.empty(); });
     }
 
-    /// "a.b=1,2 c.d=x": conditions separated by blanks; blanks around "=", "," and "|" do not count.
     void take_exclusion(const std::string& name, const std::string& text) {
-        std::string dense;
-        for (const char c : text) {
-            const bool joint = c == '=' || c == ',' || c == '|';
-            if (joint) dense.erase(trim(dense).size());
-            if (c == ' ' && (dense.empty() || std::string_view("=,|").find(dense.back()) != std::string_view::npos))
-                continue;
-            dense += c;
+        std::string problem;
+        auto rule = parse_exclusion(name, text, where_, problem);
+        if (rule) {
+            sweep_.exclusions.push_back(std::move(*rule));
+        } else {
+            report_at(where_, problem);
         }
-        Exclusion rule{.name = name, .conditions = {}, .where = where_};
-        for (const auto& part : split(dense, ' ')) {
-            if (part.empty()) continue;
-            const auto equals = part.find('=');
-            if (equals == std::string::npos || equals == 0) {
-                report_at(where_, fmt::format("{}: '{}' is not understood; write section.key=value,value", name, part));
-                return;
-            }
-            auto key = part.substr(0, equals);
-            auto values = split_values(key, part.substr(equals + 1));
-            rule.conditions.push_back({std::move(key), std::move(values)});
-        }
-        if (rule.conditions.empty()) {
-            report_at(where_, fmt::format("{}: the rule has no condition and would leave out every run", name));
-            return;
-        }
-        sweep_.exclusions.push_back(std::move(rule));
     }
 
     void read_base() {
@@ -313,34 +295,6 @@ private:
                 }
             }
         }
-    }
-
-    void check_exclusions() {
-        for (const auto& rule : sweep_.exclusions) {
-            for (const auto& condition : rule.conditions) check_condition(rule, condition);
-        }
-    }
-
-    void check_condition(const Exclusion& rule, const Exclusion::Condition& condition) {
-        std::vector<std::string> keys;
-        for (const auto& axis : sweep_.axes) {
-            keys.insert(keys.end(), axis.keys.begin(), axis.keys.end());
-            const auto key = std::ranges::find(axis.keys, condition.key);
-            if (key == axis.keys.end()) continue;
-            if (axis.where == "command line") return;  // other values than the file's, on purpose
-            const auto column = static_cast<std::size_t>(key - axis.keys.begin());
-            std::vector<std::string> known;
-            for (const auto& step : axis.values) known.push_back(step[column]);
-            for (const auto& value : condition.values) {
-                if (std::ranges::any_of(known, [&](const auto& other) { return same_value(value, other); })) continue;
-                report_at(rule.where, fmt::format("{}: {} never is {}{} (values: {})", rule.name, condition.key, value,
-                                                  did_you_mean(value, known), join(known, ", ")));
-            }
-            return;
-        }
-        if (sweep_.set.contains(condition.key)) return;  // an axis that words replaced by one value
-        report_at(rule.where, fmt::format("{}: {} is no axis of this sweep{}", rule.name, condition.key,
-                                          did_you_mean(condition.key, keys)));
     }
 
     [[nodiscard]] Error collected() const {

@@ -46,6 +46,7 @@ struct ScriptFacts {
     std::size_t n_tasks = 0;
     double longest_task_s = 0;           ///< NaN = unknown
     std::int64_t peak_memory_bytes = 0;  ///< of a run with all its MPI ranks; 0 = unknown
+    std::int64_t threads = 1;            ///< most of an MPI rank, where configs say
 };
 
 /// The whole sbatch script: header, settings, and the body of jobs/sweep.sbatch.
