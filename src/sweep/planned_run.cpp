@@ -187,8 +187,9 @@ std::string request_text(const PlannedRun& run, const SweepFile& sweep, const Se
                                     run.identity, sweep.name, run.text, run.request().string(), run.folder.string()));
 }
 
-std::int64_t rounds_in(const std::string& request) {
-    constexpr std::string_view mark = "\nrounds = ";
+/// The number that a request sets this key to; 0 if there is none. The two keys asked for are in one section only.
+std::int64_t number_in(const std::string& request, std::string_view key) {
+    const auto mark = fmt::format("\n{} = ", key);
     const auto at = request.find(mark);
     if (at == std::string::npos) return 0;
     const auto from = at + mark.size();
@@ -245,7 +246,8 @@ SweepPlan make_plan(SweepFile sweep, std::int64_t automatic_threads) {
         run.folder_exists = take_folder(folders, hash, run);
         settings.experiment.name = run.folder.filename().string();
         settings.output.dir = run.folder;
-        if (settings.compute.threads == 0) settings.compute.threads = automatic_threads;
+        run.threads_open = settings.compute.threads == 0;
+        if (run.threads_open) settings.compute.threads = automatic_threads;
         run.cost_key = cost_key(settings, base_sha256, data_sha256);
     }
     hashes.save();
@@ -259,7 +261,10 @@ void write_request(const PlannedRun& run, const SweepFile& sweep) {
     std::string before;
     std::error_code error;
     if (std::filesystem::exists(run.request(), error)) before = read_text_file(run.request(), ExitCode::environment);
-    settings.experiment.rounds = std::max(settings.experiment.rounds, rounds_in(before));
+    settings.experiment.rounds = std::max(settings.experiment.rounds, number_in(before, "rounds"));
+    // Another number of threads may round differently: what has begun keeps its own.
+    const auto threads = number_in(before, "threads");
+    if (run.threads_open && threads > 0 && holds_run(run.folder)) settings.compute.threads = threads;
     const auto text = request_text(run, sweep, settings);
     if (text != before) write_file_atomically(run.request(), text);
 }

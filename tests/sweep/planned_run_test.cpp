@@ -98,6 +98,21 @@ TEST(Request, more_rounds_replace_it_and_fewer_do_not) {
     EXPECT_EQ(rounds("4"), 6);
 }
 
+TEST(Request, a_run_that_has_begun_keeps_its_threads) {
+    const World world;
+    const auto threads = [&](std::int64_t automatic) {
+        const auto plan = make_plan(world.read(two_axes), automatic);
+        write_request(plan.runs[0], plan.sweep);
+        return load_settings(plan.runs[0].request()).compute.threads;
+    };
+    EXPECT_EQ(threads(3), 3);
+    EXPECT_EQ(threads(1), 1) << "it has not begun";
+    const auto plan = make_plan(world.read(two_axes), 3);
+    write_request(plan.runs[0], plan.sweep);
+    write_file_atomically(plan.runs[0].folder / "progress.jsonl", "");
+    EXPECT_EQ(threads(1), 3);
+}
+
 TEST(Request, an_equal_one_is_not_touched) {
     const World world;
     const auto plan = world.plan(two_axes);

@@ -21,6 +21,7 @@ struct PlannedRun {
     std::filesystem::path folder;
     bool folder_exists = false;
     Settings settings;     ///< complete, threads included
+    bool threads_open = false;  ///< the config leaves the number of threads open
     std::string cost_key;  ///< equal for runs that take the same time and memory (but for their lora_ranks and seeds)
     [[nodiscard]] std::filesystem::path request() const { return folder / "request.ini"; }
     [[nodiscard]] std::filesystem::path output_log() const { return folder / "output.log"; }
@@ -40,7 +41,8 @@ struct SweepPlan {
 [[nodiscard]] SweepPlan make_plan(SweepFile sweep, std::int64_t automatic_threads = 1);
 
 /// Creates the run's folder and its request.ini: the complete config with which it is started. A request that is
-/// there already is replaced only where it differs, and keeps the larger number of rounds.
+/// there already is replaced only where it differs; the larger number of rounds stays, and the threads of a run that
+/// has begun.
 /// @throws Error (environment)
 void write_request(const PlannedRun& run, const SweepFile& sweep);
 
