@@ -113,7 +113,8 @@ FolderState scan_folder(const fs::path& folder, std::int64_t rounds_wanted) {
     std::error_code ignored;
     if (is(hetlora::RunState::running)) {
         state.state = is_run_folder_in_use(folder) ? State::running : State::died;
-        if (state.state == State::running) state.seconds_left = status.seconds_left;
+        // Before the first round it knows nothing of rounds yet.
+        if (state.state == State::running && status.round > 0) state.seconds_left = status.seconds_left;
     } else if (is(hetlora::RunState::failed)) {
         state.state = State::failed;
         state.reason = one_line(status.message.empty() ? last_words(folder / "output.log") : status.message);
