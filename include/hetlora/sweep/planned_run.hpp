@@ -20,7 +20,7 @@ struct PlannedRun {
     std::string identity;  ///< 64 hex digits, the same as the run's own
     std::filesystem::path folder;
     bool folder_exists = false;
-    Settings settings;     ///< complete, threads included
+    Settings settings;          ///< complete, threads included
     bool threads_open = false;  ///< the config leaves the number of threads open
     std::string cost_key;  ///< equal for runs that take the same time and memory (but for their lora_ranks and seeds)
     [[nodiscard]] std::filesystem::path request() const { return folder / "request.ini"; }
