@@ -50,8 +50,8 @@ SlurmdPort=$node_port
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire is also how long a requeued job waits before it starts again (120 s on ordinary clusters).
-AuthInfo=socket=$dir/munge.socket,cred_expire=3
+# cred_expire (5 at least) is also how long a requeued job waits before it starts again: 120 s on ordinary clusters.
+AuthInfo=socket=$dir/munge.socket,cred_expire=5
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool
 SlurmctldPidFile=$dir/slurmctld.pid
@@ -72,7 +72,7 @@ JobRequeue=1
 KillWait=20
 UnkillableStepTimeout=10
 MinJobAge=300
-InactiveLimit=0
+MessageTimeout=60
 SlurmdParameters=config_overrides
 ReturnToService=2
 MailProg=/bin/true
