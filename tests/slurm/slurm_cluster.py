@@ -16,6 +16,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "python"))
 
+import micro  # noqa: E402, F401 (the tests take it from here)
 import program  # noqa: E402
 
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
@@ -28,7 +29,7 @@ if _why:
     warnings.warn(f"SKIPPED: the Slurm jobs were NOT tested: {_why}", stacklevel=1)
 needs_slurm = pytest.mark.skipif(bool(_why), reason=_why)
 
-TIME_LIMIT_S = 180
+TIME_LIMIT_S = 300
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
@@ -107,13 +108,3 @@ class Slurm:
         lines = self.call("scontrol", "listpids", f"{job}.0").stdout.splitlines()[1:]
         # Columns: PID JOBID STEPID LOCALID GLOBALID; tasks have a LOCALID.
         return [int(line.split()[0]) for line in lines if line.split()[3].isdigit()]
-
-
-@pytest.fixture(scope="session")
-def slurm():
-    cluster = Slurm()
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()

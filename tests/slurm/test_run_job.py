@@ -1,59 +1,17 @@
-"""jobs/run.sbatch on a real Slurm: whatever ends a job in mid-run, the result is the uninterrupted run's, bit for bit."""
+"""jobs/run.sbatch on a real Slurm: whatever ends a job in mid-run, the result is the same, bit for bit."""
 
-import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from slurm_cluster import Slurm, needs_slurm, program
-
-import micro  # found through slurm_cluster's path
+from world import EARLY, ROUNDS, World, rounds_done, state_of
 
 pytestmark = [program.needs_program, needs_slurm]
 
 JOB = program.ROOT / "jobs" / "run.sbatch"
-ROUNDS = 250  # seconds, not minutes; enough to be hit in mid-run
-EARLY = 10
-
-
-class World:
-    """A config of the micro model and its result without Slurm."""
-
-    def __init__(self, folder: Path, rounds: int) -> None:
-        self.folder = folder
-        self.ini = program.write_ini(folder / "run.ini", micro.build(folder), {"experiment": {"rounds": rounds}})
-        start = time.monotonic()
-        done = program.start("run", "--config", self.ini, "--output", folder / "reference")
-        assert done.returncode == 0, done.stderr
-        self.round_s = (time.monotonic() - start) / rounds
-        self.adapter, self.columns = read_result(folder / "reference")
-
-    def assert_same(self, run: Path) -> None:
-        adapter, columns = read_result(run)
-        assert adapter == self.adapter
-        assert columns.keys() == self.columns.keys()
-        assert [name for name in columns if columns[name] != self.columns[name]] == []
-
-
-def read_result(run: Path) -> tuple[bytes, dict]:
-    return (run / "adapter/adapter_model.safetensors").read_bytes(), program.columns(run / "run.h5")
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("slurm"), ROUNDS)
-
-
-def rounds_done(run: Path) -> int:
-    log = run / "progress.jsonl"
-    return log.read_text().count("\n") if log.exists() else 0
-
-
-def state_of(run: Path) -> str:
-    return json.loads((run / "status.json").read_text())["state"]
 
 
 class Job:
@@ -192,26 +150,31 @@ def test_program_is_missing(slurm, world, tmp_path):
 
 
 def test_srun_without_pmix_is_refused_in_plain_words(slurm, world, tmp_path):
-    command = ["srun", "--mpi=none", "-n", "2", program.PROGRAM, "run", "--config", world.ini, "--output", tmp_path / "r"]
+    start = ["srun", "--mpi=none", "-n", "2", program.PROGRAM]
 
-    done = slurm.call(*command, check=False)
+    done = slurm.call(*start, "run", "--config", world.ini, "--output", tmp_path / "r", check=False)
 
     assert done.returncode == 4
     assert "Slurm started 2 tasks" in done.stderr and "srun --mpi=pmix" in done.stderr
     assert not (tmp_path / "r").exists()
 
 
+@pytest.fixture(scope="session")
+def minute_world(world, tmp_path_factory):
+    """A run that takes longer than the shortest time limit that Slurm knows, one minute."""
+    return World(tmp_path_factory.mktemp("minute"), rounds=int(70 / world.round_s))
+
+
 @pytest.mark.skipif("HETLORA_TEST_LONG" not in os.environ, reason="minutes: HETLORA_TEST_LONG=1 (make test-long)")
 @pytest.mark.parametrize(
-    ("launcher", "target"),
+    ("launcher", "sent"),
     [("srun-pmix", "USR2@20"), ("mpirun", "B:USR2@20"), ("srun-pmix", "0@1")],
     ids=["srun", "mpirun", "without a signal before the limit"],
 )
-def test_time_limit(slurm, world, tmp_path, launcher, target):
-    longer = World(tmp_path, rounds=int(70 / world.round_s))
-
-    job = Job(slurm, longer, tmp_path, "--time=1", f"--signal={target}", LAUNCHER=launcher)
+def test_time_limit(slurm, minute_world, tmp_path, launcher, sent):
+    job = Job(slurm, minute_world, tmp_path, "--time=1", f"--signal={sent}", LAUNCHER=launcher)
 
     info = job.end()
+
     assert int(info["Restarts"]) >= 1
     job.assert_completed(restarts=int(info["Restarts"]))
