@@ -11,7 +11,7 @@ scripts/test_models.sh
 
 ctest --preset release -j 2 --output-on-failure --no-tests=error
 ctest_code=$?
-.venv/bin/python -m pytest -q tests/python tests/setup
+.venv/bin/python -m pytest -q tests/python tests/setup tests/slurm
 pytest_code=$?
 
 [ $ctest_code -eq 0 ] || echo "make test: CTest failed (exit code $ctest_code): see its summary above pytest's" >&2

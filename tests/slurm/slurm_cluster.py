@@ -28,6 +28,7 @@ if not _why and os.geteuid() != 0:
 if _why:
     warnings.warn(f"SKIPPED: the Slurm jobs were NOT tested: {_why}", stacklevel=1)
 needs_slurm = pytest.mark.skipif(bool(_why), reason=_why)
+long_test = pytest.mark.skipif("HETLORA_TEST_LONG" not in os.environ, reason="HETLORA_TEST_LONG=1 (make test-long)")
 
 TIME_LIMIT_S = 300
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}

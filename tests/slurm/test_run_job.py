@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Slurm, needs_slurm, program
+from slurm_cluster import Slurm, long_test, needs_slurm, program
 from world import EARLY, ROUNDS, World, rounds_done, state_of
 
 pytestmark = [program.needs_program, needs_slurm]
@@ -63,6 +63,7 @@ def test_usr2_requeues_and_goes_on(slurm, world, tmp_path):
     assert "requeueing" in job.output()
 
 
+@long_test
 def test_requeue_by_hand_in_mid_run(slurm, world, tmp_path):
     job = Job(slurm, world, tmp_path)
     job.wait_for_round()
@@ -72,6 +73,7 @@ def test_requeue_by_hand_in_mid_run(slurm, world, tmp_path):
     job.assert_completed(restarts=1)
 
 
+@long_test
 def test_preempted_job_goes_on(slurm, world, tmp_path):
     job = Job(slurm, world, tmp_path)
     job.wait_for_round()
@@ -162,13 +164,15 @@ def test_srun_without_pmix_is_refused_in_plain_words(slurm, world, tmp_path):
 @pytest.fixture(scope="session")
 def minute_world(world, tmp_path_factory):
     """A run that takes longer than the shortest time limit that Slurm knows, one minute."""
-    return World(tmp_path_factory.mktemp("minute"), rounds=int(70 / world.round_s))
+    start_s = World(tmp_path_factory.mktemp("start"), rounds=1).seconds
+    round_s = (world.seconds - start_s) / (ROUNDS - 1)
+    return World(tmp_path_factory.mktemp("minute"), rounds=int(90 / round_s))
 
 
-@pytest.mark.skipif("HETLORA_TEST_LONG" not in os.environ, reason="minutes: HETLORA_TEST_LONG=1 (make test-long)")
+@long_test
 @pytest.mark.parametrize(
     ("launcher", "sent"),
-    [("srun-pmix", "USR2@20"), ("mpirun", "B:USR2@20"), ("srun-pmix", "0@1")],
+    [("srun-pmix", "USR2@20"), ("mpirun", "B:USR2@20"), ("srun-pmix", "CONT@1")],
     ids=["srun", "mpirun", "without a signal before the limit"],
 )
 def test_time_limit(slurm, minute_world, tmp_path, launcher, sent):

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Slurm, needs_slurm, program
+from slurm_cluster import Slurm, long_test, needs_slurm, program
 from world import EARLY, ROUNDS, World, rounds_done, state_of
 
 pytestmark = [program.needs_program, needs_slurm]
@@ -50,7 +50,7 @@ def assert_all_same(sweep: Sweep, worlds: list[World]) -> None:
         world.assert_same(run)
 
 
-@pytest.mark.parametrize("mpi_ranks", [1, 2])
+@pytest.mark.parametrize("mpi_ranks", [pytest.param(1, marks=long_test), 2])
 def test_same_bits_as_without_slurm(slurm, worlds, sweep, mpi_ranks):
     job = sweep.submit(slurm, f"--ntasks={mpi_ranks}")
 
@@ -61,7 +61,13 @@ def test_same_bits_as_without_slurm(slurm, worlds, sweep, mpi_ranks):
     assert all("results in" in (run / "output.log").read_text() for run in sweep.runs)
 
 
-@pytest.mark.parametrize("how", [["scancel", "--signal=USR2"], ["scontrol", "requeue"]], ids=["signal", "by hand"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(["scancel", "--signal=USR2"], id="signal"),
+        pytest.param(["scontrol", "requeue"], id="by hand", marks=long_test),
+    ],
+)
 def test_only_the_task_that_was_stopped_is_requeued(slurm, worlds, sweep, how):
     job = sweep.submit(slurm)
     # The last task of an array has the array's own id as SLURM_JOB_ID.
@@ -76,6 +82,7 @@ def test_only_the_task_that_was_stopped_is_requeued(slurm, worlds, sweep, how):
     assert (sweep.runs[1] / "output.log").read_text().count("results in") == 1, "a complete run was started again"
 
 
+@long_test
 def test_cancelled_task_goes_on_when_submitted_again(slurm, worlds, sweep):
     job = sweep.submit(slurm)
     sweep.wait_for_round(slurm, job)
