@@ -5,6 +5,7 @@
 # The scripts run as they are, in a copy, with a PATH that holds only the named tools and stand-ins for apt-get, sudo and
 # dpkg-query; started as root, the cases without root really drop it (setpriv). Takes about 15 seconds.
 set -uo pipefail
+unset CI # adds packages
 
 repository=$(cd -- "${BASH_SOURCE[0]%/*}/../.." && pwd)
 work=$(mktemp -d)
@@ -82,6 +83,9 @@ run_system_step
 check "empty machine: exit code" 4 "$code"
 check "empty machine: missing packages" "$all_packages" "$(missing_line)"
 check "empty machine: failed probes" "$probed_packages" "$(not_found)"
+
+run_system_step CI=true
+check "CI: missing packages" "$all_packages slurm-wlm munge" "$(missing_line)"
 
 new_machine "build-essential cmake libfmt-dev python3-dev"
 run_system_step
