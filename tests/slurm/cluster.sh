@@ -81,6 +81,8 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=$host MaxTime=INFINITE State=UP PriorityTier=10
 END
+    # Nothing here uses cgroups. The plugin for version 2 would want systemd, which containers seldom have.
+    echo "CgroupPlugin=cgroup/v1" >"$dir/cgroup.conf"
 }
 
 start() {

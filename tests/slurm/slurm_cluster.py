@@ -30,7 +30,7 @@ if _why:
 needs_slurm = pytest.mark.skipif(bool(_why), reason=_why)
 long_test = pytest.mark.skipif("HETLORA_TEST_LONG" not in os.environ, reason="HETLORA_TEST_LONG=1 (make test-long)")
 
-TIME_LIMIT_S = 300
+TIME_LIMIT_S = 240
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
@@ -91,9 +91,9 @@ class Slurm:
         text = self.call("scontrol", "show", "job", "--oneliner", job).stdout.splitlines()[0]
         return dict(re.findall(r"(\S+?)=(\S*)", text))
 
-    def wait_for_end(self, job: str) -> dict[str, str]:
+    def wait_for_end(self, job: str, seconds: float = TIME_LIMIT_S) -> dict[str, str]:
         """Waits until the job is over for good and returns what Slurm says of it."""
-        return self.wait_until(job, lambda: self.show(job)["JobState"] in ENDED and self.show(job))
+        return self.wait_until(job, lambda: self.show(job)["JobState"] in ENDED and self.show(job), seconds)
 
     def wait_until(self, job: str, condition: Callable[[], object], seconds: float = TIME_LIMIT_S):
         end = time.monotonic() + seconds

@@ -166,7 +166,7 @@ def minute_world(world, tmp_path_factory):
     """A run that takes longer than the shortest time limit that Slurm knows, one minute."""
     start_s = World(tmp_path_factory.mktemp("start"), rounds=1).seconds
     round_s = (world.seconds - start_s) / (ROUNDS - 1)
-    return World(tmp_path_factory.mktemp("minute"), rounds=int(90 / round_s))
+    return World(tmp_path_factory.mktemp("minute"), rounds=int(100 / round_s))
 
 
 @long_test
@@ -178,7 +178,7 @@ def minute_world(world, tmp_path_factory):
 def test_time_limit(slurm, minute_world, tmp_path, launcher, sent):
     job = Job(slurm, minute_world, tmp_path, "--time=1", f"--signal={sent}", LAUNCHER=launcher)
 
-    info = job.end()
+    info = slurm.wait_for_end(job.id, seconds=1500)  # each start does less than a minute of it
 
     assert int(info["Restarts"]) >= 1
     job.assert_completed(restarts=int(info["Restarts"]))
