@@ -93,7 +93,15 @@ class Slurm:
 
     def wait_for_end(self, job: str, seconds: float = TIME_LIMIT_S) -> dict[str, str]:
         """Waits until the job is over for good and returns what Slurm says of it."""
-        return self.wait_until(job, lambda: self.show(job)["JobState"] in ENDED and self.show(job), seconds)
+
+        def over() -> dict[str, str] | None:
+            if self.show(job)["JobState"] not in ENDED:
+                return None
+            time.sleep(1)  # a job that is being requeued shows the state of an ended one for a moment
+            info = self.show(job)
+            return info if info["JobState"] in ENDED else None
+
+        return self.wait_until(job, over, seconds)
 
     def wait_until(self, job: str, condition: Callable[[], object], seconds: float = TIME_LIMIT_S):
         end = time.monotonic() + seconds

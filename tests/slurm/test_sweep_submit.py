@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Slurm, needs_slurm, program
-from world import EARLY, World, read_result
+from world import EARLY, ROUNDS, World, read_result
 
 pytestmark = [program.needs_program, needs_slurm]
 
@@ -71,7 +71,7 @@ def test_same_bits_as_local_runs(slurm, world, tmp_path, mpi_ranks):
     job = sweep.submit("--mpi-ranks", mpi_ranks)
 
     sweep.wait_for_end(job)
-    assert sweep.counts() == {"done": 3}
+    assert sweep.counts() == {"done": 3}, sweep.runs()
     assert_same_as_local(sweep, sweep.runs())
     (task, *_) = sweep.output.glob("slurm/*/task_0.out")
     assert "setup of the profile" in task.read_text()
@@ -100,14 +100,14 @@ def test_shipped_profiles_are_read(slurm, world, tmp_path, name):
 
 
 def test_status_tells_the_truth_while_a_task_is_cancelled_and_submitted_again(slurm, world, tmp_path):
-    sweep = Sweep(slurm, world, tmp_path, rounds=200)  # long enough to be asked about several times
+    sweep = Sweep(slurm, world, tmp_path, rounds=ROUNDS)
     assert sweep.counts() == {"waiting": 3}
 
     job = sweep.submit("--throttle", "1")  # one task after another
     slurm.wait_until(f"{job}_0", lambda: sweep.runs()[0]["round"] >= EARLY)
-    first = sweep.runs()[0]
-    assert (first["state"], first["job_id"]) == ("running", f"{job}_0")
-    assert sweep.counts() == {"running": 1, "waiting": 2}
+    status = sweep.status()
+    assert (status["runs"][0]["state"], status["runs"][0]["job_id"]) == ("running", f"{job}_0")
+    assert (status["counts"]["running"], status["counts"]["waiting"]) == (1, 2)
     assert "nothing to submit" in sweep.call("submit", "--no-calibrate"), "runs were submitted twice"
 
     slurm.call("scancel", f"{job}_0")
@@ -117,5 +117,5 @@ def test_status_tells_the_truth_while_a_task_is_cancelled_and_submitted_again(sl
     again = sweep.submit()
     sweep.wait_for_end(again, tasks=1)
     sweep.wait_for_end(job)
-    assert sweep.counts() == {"done": 3}
+    assert sweep.counts() == {"done": 3}, sweep.runs()
     assert_same_as_local(sweep, sweep.runs()[:1])
