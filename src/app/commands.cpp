@@ -64,10 +64,10 @@ int hand_over_to_python(const CommandLine& command) {
 }
 
 /// MPI ranks with other settings than root's would wait for each other for ever, or mix two experiments.
-void check_same_settings(Transport& transport, const Settings& settings) {
+void check_same_settings(Transport& transport, const Settings& settings, bool resume) {
     // Without paths, which may differ from host to host; with all that changes the order of collective calls.
-    const std::string mine =
-        fmt::format("{} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds, settings.output.trace);
+    const std::string mine = fmt::format("{} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
+                                         settings.output.trace, resume);
     std::string root = mine;
     std::array<std::int64_t, 1> size{std::ssize(root)};
     transport.broadcast_values(size);
@@ -97,7 +97,7 @@ Settings load(Transport& transport, const CommandLine& command, RequiredFor task
         if (command.config || task != RequiredFor::run) return load_settings(command.config, command.overrides, task);
         return load_settings_text(build_info::demo_config, "the embedded configs/demo.ini", command.overrides, task);
     });
-    check_same_settings(transport, settings);
+    check_same_settings(transport, settings, command.resume);
     return settings;
 }
 

@@ -70,7 +70,6 @@ WORDS = {
     "idle key": (["lora.lora_alpha=8"], ["lora.lora_alpha", "scale_rule"]),
     "unknown option": (["--outptu", "x"], ["--outptu", "did you mean --output"]),
     "option without value": (["--output"], ["--output needs"]),
-    "resume": (["--resume"], ["--resume"]),
     "unset variable": (["data.path=${HETLORA_TEST_NOT_SET}/a.h5"], ["HETLORA_TEST_NOT_SET"]),
 }
 

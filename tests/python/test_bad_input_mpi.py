@@ -82,12 +82,11 @@ def test_divergence_that_stays_finite(good, tmp_path):
 
 
 @program.needs_mpirun
-@pytest.mark.parametrize("case", ["config", "option", "resume", "data", "folder"])
+@pytest.mark.parametrize("case", ["config", "option", "data", "folder"])
 def test_refusals_under_mpirun(good, tmp_path, case):
     words, code, fragment = {
         "config": (["lora.rank_maxx=3"], USAGE, "lora.rank_maxx"),
         "option": (["--outptu=x"], USAGE, "--outptu"),
-        "resume": (["--resume"], USAGE, "--resume"),
         "data": ([f"data.path={tmp_path}/no.h5"], INPUT, "no.h5"),
         "folder": (["--output", good.ini / "x"], ENVIRONMENT, "run.ini/x"),
     }[case]

@@ -56,7 +56,16 @@ def table(run: Path, group: str) -> dict:
 def test_folder_is_complete(home):
     run = home.folder / "plain"
     names = {path.name for path in run.iterdir()} - {".lock"}
-    assert names == {"config.ini", "config.json", "run.h5", "progress.jsonl", "status.json", "adapter", "COMPLETE"}
+    assert names == {
+        "config.ini",
+        "config.json",
+        "run.h5",
+        "progress.jsonl",
+        "status.json",
+        "adapter",
+        "checkpoint",
+        "COMPLETE",
+    }
     assert {path.name for path in (run / "adapter").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["round"], status["rounds"], status["message"]) == ("done", 3, 3, "")
@@ -257,12 +266,10 @@ def test_check_writes_nothing(home, tmp_path):
     assert "nothing was trained or written" in done.stdout
 
 
-def test_resume_is_refused_clearly(home, tmp_path):
-    done = program.start("run", "--config", home.ini, "--output", tmp_path / "run", "--resume")
-    assert done.returncode == 2
-    assert program.messages(done.stderr) == done.stderr.splitlines()
-    assert "--resume" in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_resume_without_a_run_starts_one(home, tmp_path):
+    done = finished("run", "--config", home.ini, "--output", tmp_path / "run", "--resume")
+    assert f"there is no run in '{tmp_path / 'run'}' yet: starting it" in done.stdout
+    assert (tmp_path / "run" / "COMPLETE").exists()
 
 
 def test_info_on_everything(home):
