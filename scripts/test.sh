@@ -11,8 +11,12 @@ scripts/test_models.sh
 
 ctest --preset release -j 2 --output-on-failure --no-tests=error
 ctest_code=$?
-.venv/bin/python -m pytest -q tests/python tests/setup tests/slurm
+# Two files at a time: most of them wait for programs of one thread. The Slurm of tests/slurm wants the machine for itself.
+.venv/bin/python -m pytest -q -n 2 --dist loadfile tests/python tests/setup
 pytest_code=$?
+.venv/bin/python -m pytest -q tests/slurm
+slurm_code=$?
+[ $pytest_code -ne 0 ] || pytest_code=$slurm_code
 
 [ $ctest_code -eq 0 ] || echo "make test: CTest failed (exit code $ctest_code): see its summary above pytest's" >&2
 [ $pytest_code -eq 0 ] || echo "make test: pytest failed (exit code $pytest_code)" >&2

@@ -134,7 +134,7 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
     });
     agree(transport, "hashing base and data", [&] {
         if (!transport.is_root()) return;
-        experiment.base_sha256 = CheckpointFolder(settings.model.path).sha256();
+        experiment.base_sha256 = base_identity_sha256(settings.model.path);
         experiment.data_sha256 = experiment.corpus->file().sha256();
     });
     return experiment;

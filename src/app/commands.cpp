@@ -88,7 +88,11 @@ void check_same_settings(Transport& transport, const Settings& settings, bool re
 std::optional<std::filesystem::path> config_of_run(const CommandLine& command) {
     if (!command.resume || command.config || !command.output) return command.config;
     const auto own = *command.output / "config.ini";
-    return std::filesystem::exists(own) ? std::optional(own) : command.config;
+    std::error_code error;
+    if (std::filesystem::exists(own, error)) return own;
+    throw usage_error(
+        "there is no run in '{}' to go on with (no config.ini): check --output, or start one with --config",
+        command.output->string());
 }
 
 Settings load(Transport& transport, const CommandLine& command, RequiredFor task) {

@@ -201,8 +201,8 @@ void start_plan_under_mpirun(const CommandLine& command, const std::vector<std::
     const std::int64_t ranks = std::min(command.mpi_ranks.value_or(1), usable_cores());
     if (ranks < 2) return;
     const std::string count = std::to_string(ranks);
-    std::vector<std::string> all{"mpirun", "-n", count, "--oversubscribe",
-                                 std::filesystem::read_symlink("/proc/self/exe")};
+    std::vector<std::string> all{
+        "mpirun", "-n", count, "--bind-to", "none", "--oversubscribe", std::filesystem::read_symlink("/proc/self/exe")};
     all.insert(all.end(), words.begin(), words.end());
     std::vector<char*> arguments;
     for (auto& word : all) arguments.push_back(word.data());

@@ -11,7 +11,9 @@
 #include "hetlora/config/load.hpp"
 #include "hetlora/config/resolved.hpp"
 #include "hetlora/config/schema.hpp"
+#include "hetlora/cuda/device.hpp"
 #include "hetlora/store/progress.hpp"
+#include "hetlora/tensor/kernels.hpp"
 
 namespace hetlora {
 namespace {
@@ -28,8 +30,53 @@ constexpr std::array automatic_keys{AutomaticKey{"compute.device", "auto"}, Auto
                                     AutomaticKey{"compute.pack_tokens", "auto"}, AutomaticKey{"compute.vector", "auto"},
                                     AutomaticKey{"compute.gemm", "auto"}};
 
+/// False where a processor or a machine does not have what the run began with.
+bool is_possible_here(std::string_view name, std::string_view value) {
+    if (name == "compute.vector" && value == "avx512") return best_vector_level() >= VectorLevel::avx512;
+    if (name == "compute.vector" && value == "avx2") return best_vector_level() >= VectorLevel::avx2;
+    return name != "compute.device" || value != "cuda" || cuda::available();
+}
+
 /// The lowest committed number of rounds that a checkpoint of this round needs: row 0 and one per round.
 std::int64_t rows_of(const Checkpoint& checkpoint) { return checkpoint.round + 1; }
+
+/// Lines that only one of the two texts has.
+std::vector<std::string> differences(const std::string& before, const std::string& now) {
+    const auto lines_of = [](const std::string& text) {
+        const auto lines = split(text, '\n');
+        return std::set<std::string>(lines.begin(), lines.end());
+    };
+    const auto a = lines_of(before);
+    const auto b = lines_of(now);
+    std::vector<std::string> found;
+    for (const auto& line : a) {
+        if (!b.contains(line)) found.push_back("then " + line);
+    }
+    for (const auto& line : b) {
+        if (!a.contains(line)) found.push_back("now " + line);
+    }
+    return found;
+}
+
+[[nodiscard]] Error another_run(const RunFolder& folder, const std::vector<std::string>& what_differs) {
+    return usage_error(
+        "the folder '{}' holds another run{}; choose another folder (experiment.name or --output), or give the run's "
+        "own config: {}",
+        folder.path().string(), what_differs.empty() ? "" : " with other settings: " + join(what_differs, ", "),
+        folder.config_ini().string());
+}
+
+/// A complete run is left alone without loading anything; only its settings are compared, by the hashes of then.
+void check_settings_of_complete_run(const ResumePoint& point, const Settings& settings) {
+    const auto checkpoint = newest_checkpoint(point.folder->checkpoints()).checkpoint;
+    if (!checkpoint || !checkpoint->texts.contains(identity_text_name)) return;
+    const auto text = [&](const char* name) {
+        const auto found = checkpoint->texts.find(name);
+        return found == checkpoint->texts.end() ? std::string() : found->second;
+    };
+    const std::string now = identity_text(settings, text("base_sha256"), text("data_sha256"));
+    if (now != text(identity_text_name)) throw another_run(*point.folder, differences(text(identity_text_name), now));
+}
 
 /// Passes over checkpoints that are ahead of both copies of the log (a power failure can lose unsynced rows).
 void choose_checkpoint(ResumePoint& point) {
@@ -54,8 +101,8 @@ void choose_checkpoint(ResumePoint& point) {
         point.round = point.checkpoint->round;
     } else if (!rounds.empty()) {
         throw input_error(
-            "no checkpoint in '{}' can be used ({}); to start this run from the beginning, remove that folder and "
-            "give --resume again",
+            "no checkpoint in '{}' can be used ({}); to run it again from the beginning, without what its log holds, "
+            "remove the run's folder",
             checkpoints.string(), point.notes.empty() ? "none is readable" : join(point.notes, "; "));
     }
 }
@@ -73,12 +120,19 @@ ResumePoint look(const Settings& settings) {
     if (std::filesystem::exists(point.folder->complete()) &&
         std::ssize(point.committed.records) > settings.experiment.rounds) {
         point.complete = true;
+        check_settings_of_complete_run(point, settings);
         point.notes.push_back(fmt::format("the run in '{}' is complete: {} rounds, {} were asked for; nothing is done",
                                           dir.string(), std::ssize(point.committed.records) - 1,
                                           settings.experiment.rounds));
         return point;
     }
     choose_checkpoint(point);
+    if (!point.checkpoint && std::filesystem::exists(point.folder->complete())) {
+        throw input_error(
+            "the run in '{}' is complete, but has no checkpoint: it cannot go on to more rounds - its results are "
+            "untouched - choose another folder (--output)",
+            dir.string());
+    }
     if (point.checkpoint && point.round > settings.experiment.rounds) {
         throw usage_error(
             "the run in '{}' is at round {} already, but experiment.rounds = {}: ask for at least as many rounds",
@@ -99,7 +153,7 @@ std::vector<std::string> take_choices(Settings& settings, const std::string& res
         const std::string now = config_text(key.get(settings));
         const std::string then = config_text(key.get(before));
         if (now == then) continue;
-        if (now == automatic || now == key.default_text) {
+        if ((now == automatic || now == key.default_text) && is_possible_here(name, then)) {
             (void)key.set(settings, then);
         } else {
             notes.push_back(fmt::format(
@@ -108,24 +162,6 @@ std::vector<std::string> take_choices(Settings& settings, const std::string& res
         }
     }
     return notes;
-}
-
-/// Lines that only one of the two texts has.
-std::vector<std::string> differences(const std::string& before, const std::string& now) {
-    const auto lines_of = [](const std::string& text) {
-        const auto lines = split(text, '\n');
-        return std::set<std::string>(lines.begin(), lines.end());
-    };
-    const auto a = lines_of(before);
-    const auto b = lines_of(now);
-    std::vector<std::string> found;
-    for (const auto& line : a) {
-        if (!b.contains(line)) found.push_back("then " + line);
-    }
-    for (const auto& line : b) {
-        if (!a.contains(line)) found.push_back("now " + line);
-    }
-    return found;
 }
 
 }  // namespace
@@ -164,16 +200,10 @@ void check_same_run(const ResumePoint& point, const Experiment& experiment) {
         before = read_status(point.folder->status()).run_id;  // written before every other file
     }
     if (before == run_id) return;
-    throw usage_error(
-        "the folder '{}' holds another run ({}..., this one is {}...){}; choose another folder (experiment.name or "
-        "--output), or give the run's own config: {}",
-        settings.output.dir.string(), before.substr(0, 12), run_id.substr(0, 12),
-        identity.empty()
-            ? std::string()
-            : " with other settings: " +
-                  join(differences(identity, identity_text(settings, experiment.base_sha256, experiment.data_sha256)),
-                       ", "),
-        point.folder->config_ini().string());
+    throw another_run(*point.folder, identity.empty()
+                                         ? std::vector<std::string>()
+                                         : differences(identity, identity_text(settings, experiment.base_sha256,
+                                                                               experiment.data_sha256)));
 }
 
 Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state) {

@@ -2,6 +2,7 @@
 
 #include "hetlora/app/build_info.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/base/error.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/resolved.hpp"
 #include "hetlora/store/progress_clock.hpp"
@@ -40,6 +41,13 @@ void write_config(const RunFolder& folder, const Experiment& experiment, const s
         resolved_json(experiment.settings));
 }
 
+/// Requests of a user to a process that is gone.
+void remove_requests(const RunFolder& folder) {
+    std::error_code ignored;
+    std::filesystem::remove(folder.stop_request(), ignored);
+    std::filesystem::remove(folder.checkpoint_request(), ignored);
+}
+
 RunStatus first_status(const Experiment& experiment, const std::string& run_id, std::int64_t round) {
     RunStatus status = status_of_this_process();
     status.run_id = run_id;
@@ -56,6 +64,7 @@ RunFiles create_files(const Experiment& experiment, const Transport& transport, 
     RunFolder folder = taken ? std::move(*taken) : RunFolder::create(settings.output.dir);
     const std::string run_id = identity_hash(settings, experiment.base_sha256, experiment.data_sha256);
     folder.clear_run();
+    remove_requests(folder);
     // The status goes first: whoever finds any other file of the run also finds whose they are.
     RunStatus status = first_status(experiment, run_id, 0);
     write_status(folder.status(), status);
@@ -75,16 +84,27 @@ RunFiles resume_files(const Experiment& experiment, const Transport& transport, 
     const Settings& settings = experiment.settings;
     RunFolder folder = std::move(*point.folder);
     const std::string run_id = point.checkpoint->run_id;
+    // What can refuse goes first: then a run that was complete still is.
+    std::optional<TraceWriter> trace;
+    if (settings.output.trace) {
+        if (!std::filesystem::exists(folder.trace())) {
+            throw usage_error(
+                "output.trace = true, but the run in '{}' was not traced from its start; resume it with "
+                "output.trace=false",
+                folder.path().string());
+        }
+        trace = TraceWriter::reopen(folder.trace(), experiment.layout, settings.lora.rank_max, point.round);
+    } else if (std::filesystem::exists(folder.trace())) {
+        point.notes.push_back(fmt::format("output.trace is off now: trace.h5 ends at round {} or before", point.round));
+    }
+    ReopenedLog reopened =
+        reopen_log(folder, point.committed, point.round + 1, log_header(experiment, transport, run_id, command_line));
+    for (auto& note : reopened.notes) point.notes.push_back(std::move(note));
     RunStatus status = first_status(experiment, run_id, point.round);
     write_status(folder.status(), status);
     folder.clear_complete();
     write_config(folder, experiment, run_id);
-    ReopenedLog reopened =
-        reopen_log(folder, point.committed, point.round + 1, log_header(experiment, transport, run_id, command_line));
-    for (auto& note : reopened.notes) point.notes.push_back(std::move(note));
-    std::optional<TraceWriter> trace;
-    if (settings.output.trace)
-        trace = TraceWriter::reopen(folder.trace(), experiment.layout, settings.lora.rank_max, point.round);
+    remove_requests(folder);
     auto heartbeat = std::make_unique<Heartbeat>(folder);
     RunFiles files{std::move(folder), std::move(reopened.log), std::move(reopened.progress),
                    std::move(trace),  std::move(status),       std::move(heartbeat)};

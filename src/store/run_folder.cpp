@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -93,9 +94,13 @@ bool beats_elsewhere(const fs::path& folder) {
 bool holds_run(const fs::path& folder) { return !found_run_files(folder).empty(); }
 
 bool is_run_folder_in_use(const fs::path& folder) {
-    const int file = ::open((folder / lock_name).c_str(), O_RDWR | O_CLOEXEC);
-    if (file < 0) return false;
-    const bool held = ::flock(file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    const int file = ::open((folder / lock_name).c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) {
+        const auto status = status_in(folder);  // a file that may not be read: only its time of change tells
+        return errno == EACCES && status && status->state == RunState::running &&
+               heartbeat_age_s(folder) < heartbeat_stale_s;
+    }
+    const bool held = ::flock(file, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     ::close(file);
     return held || beats_elsewhere(folder);
 }
@@ -141,10 +146,12 @@ RunFolder RunFolder::lock(const fs::path& folder, double takeover_wait_s) {
             folder.string(), std::strerror(errno));
     }
     RunFolder locked(folder, file, true);
-    const auto give_up_at = std::chrono::steady_clock::now() + std::chrono::duration<double>(takeover_wait_s);
+    // Whoever only looks (a sweep's status) holds the lock for a moment: a second of patience.
+    const double patience_s = is_own_job(folder) ? std::max(1.0, takeover_wait_s) : 1.0;
+    const auto give_up_at = std::chrono::steady_clock::now() + std::chrono::duration<double>(patience_s);
     while (::flock(file, LOCK_EX | LOCK_NB) != 0) {
         if (errno == EWOULDBLOCK) {
-            if (is_own_job(folder) && std::chrono::steady_clock::now() < give_up_at) {
+            if (std::chrono::steady_clock::now() < give_up_at) {
                 std::this_thread::sleep_for(std::chrono::milliseconds(100));
                 continue;
             }

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/file_io.hpp"
 #include "hetlora/base/sha256.hpp"
 
 namespace hetlora {
@@ -359,6 +360,17 @@ std::string CheckpointFolder::sha256() const {
         }
     }
     return hash.hex();
+}
+
+std::string base_identity_sha256(const std::filesystem::path& folder) {
+    const auto path = folder / "config.json";
+    try {
+        auto config = nlohmann::json::parse(read_text_file(path));  // sorts by name
+        for (const char* name : {"transformers_version", "_name_or_path", "torch_dtype", "dtype"}) config.erase(name);
+        return sha256_hex(CheckpointFolder(folder).sha256() + config.dump(-1, ' ', true));
+    } catch (const nlohmann::json::exception& error) {
+        throw input_error("{}: not valid JSON: {}; download or convert the model again", path.string(), error.what());
+    }
 }
 
 }  // namespace hetlora

@@ -31,7 +31,8 @@ std::string stamp_of_base(const fs::path& folder) {
     std::vector<std::string> stamps;
     std::error_code error;
     for (const auto& entry : fs::directory_iterator(folder, error)) {
-        if (entry.path().filename().string().starts_with("model")) stamps.push_back(stamp(entry.path()));
+        const auto name = entry.path().filename().string();
+        if (name.starts_with("model") || name == "config.json") stamps.push_back(stamp(entry.path()));
     }
     std::ranges::sort(stamps);
     std::string all;
@@ -57,7 +58,7 @@ std::string ContentHashes::of_base(const fs::path& folder) {
         return known_[folder.string()] = found->second;
     }
     changed_ = true;
-    return known_[folder.string()] = hash_of_[key] = CheckpointFolder(folder).sha256();
+    return known_[folder.string()] = hash_of_[key] = base_identity_sha256(folder);
 }
 
 std::string ContentHashes::of_data(const fs::path& file) {
@@ -73,7 +74,7 @@ std::string ContentHashes::of_data(const fs::path& file) {
 void ContentHashes::save() const noexcept {
     try {
         if (!changed_) return;
-        create_folder(cache_.parent_path());
+        if (!fs::exists(cache_.parent_path())) return;  // a look must not make folders
         write_file_atomically(cache_, nlohmann::json(hash_of_).dump(1) + "\n");
     } catch (const std::exception&) {  // it only saves time
     }

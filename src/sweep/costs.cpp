@@ -2,6 +2,7 @@
 #include "hetlora/sweep/costs.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -54,8 +55,8 @@ struct TemporaryFile {
 };
 
 Cost measure(const PlannedRun& run, std::int64_t mpi_ranks) {
-    const TemporaryFile config(fmt::format("hetlora-sweep-{}.ini", run.identity.substr(0, 16)));
-    const TemporaryFile json(fmt::format("hetlora-sweep-{}.json", run.identity.substr(0, 16)));
+    const TemporaryFile config(fmt::format("hetlora-sweep-{}-{}.ini", run.identity.substr(0, 16), ::getpid()));
+    const TemporaryFile json(fmt::format("hetlora-sweep-{}-{}.json", run.identity.substr(0, 16), ::getpid()));
     write_file_atomically(config.path, resolved_ini(run.settings));
     const auto finished = run_process({program_path(), "plan", "--config", config.path.string(), "--mpi-ranks",
                                        fmt::format("{}", mpi_ranks), "--json", json.path.string()});

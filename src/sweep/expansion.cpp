@@ -107,7 +107,7 @@ std::string label_of(const std::string& key, const std::string& value) {
     std::erase(safe, '\0');
     if (key == "experiment.seed") return "s" + safe;
     if (key.starts_with("experiment.seed_")) return key.substr(16) + safe;
-    return safe;
+    return safe.starts_with('.') ? "0" + safe : safe;  // ".1": no hidden folders
 }
 
 Expansion expand(const SweepFile& sweep) {

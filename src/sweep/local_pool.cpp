@@ -131,7 +131,7 @@ private:
         passed_on_ = requests;
         stopped_ = true;
         waiting_.clear();
-        const int signal = requests == 1 ? SIGUSR2 : requests == 2 ? SIGTERM : SIGKILL;
+        const int signal = requests == 1 ? SIGUSR2 : SIGKILL;
         for (const auto& one : active_) ::kill(signal == SIGKILL ? -one.pid : one.pid, signal);
         if (first && !active_.empty()) {
             table_.line(fmt::format("stopping: {} run{} writing a checkpoint; once more to end at once", active_.size(),
@@ -161,7 +161,15 @@ private:
                                     state_name(states_[index].state)));
             return;
         }
-        write_request(run, plan_.sweep);
+        try {
+            write_request(run, plan_.sweep);
+        } catch (const Error& error) {  // a folder that cannot be written; the others go on
+            states_[index].state = State::failed;
+            states_[index].reason = error.what();
+            if (first_failure_ == 0) first_failure_ = static_cast<int>(error.code());
+            table_.line(fmt::format("{}: failed: {}", run.folder.filename().string(), error.what()));
+            return;
+        }
         std::ofstream(run.output_log(), std::ios::app)
             << start_mark << utc_now() << " started by hetlora sweep run, " << machine_.mpi_ranks << " MPI rank(s)\n";
         const bool fresh = states_[index].round == 0;
@@ -279,7 +287,10 @@ private:
             return static_cast<int>(ExitCode::stopped);
         }
         if (first_failure_ != 0) return first_failure_;
-        return failed > 0 ? static_cast<int>(ExitCode::training) : 0;
+        if (failed > 0) return static_cast<int>(ExitCode::training);
+        if (counts[static_cast<std::size_t>(State::done)] == std::ssize(plan_.runs)) return 0;
+        std::puts("  not all runs are done: others were stopped, or are another process's; the same command goes on");
+        return static_cast<int>(ExitCode::stopped);
     }
 
     struct Walls {

@@ -15,6 +15,7 @@
 #include "hetlora/config/ini_reader.hpp"
 #include "hetlora/config/load.hpp"
 #include "hetlora/config/resolved.hpp"
+#include "hetlora/store/progress.hpp"
 #include "hetlora/store/run_folder.hpp"
 #include "hetlora/sweep/content_hashes.hpp"
 #include "hetlora/sweep/expansion.hpp"
@@ -261,7 +262,12 @@ void write_request(const PlannedRun& run, const SweepFile& sweep) {
     std::string before;
     std::error_code error;
     if (std::filesystem::exists(run.request(), error)) before = read_text_file(run.request(), ExitCode::environment);
-    settings.experiment.rounds = std::max(settings.experiment.rounds, number_in(before, "rounds"));
+    // Never fewer rounds than the run has: its log holds them.
+    try {
+        const auto status = read_status(run.folder / "status.json");
+        settings.experiment.rounds = std::max(settings.experiment.rounds, status.round);
+    } catch (const Error&) {  // it has none yet
+    }
     // Another number of threads may round differently: what has begun keeps its own.
     const auto threads = number_in(before, "threads");
     if (run.threads_open && threads > 0 && holds_run(run.folder)) settings.compute.threads = threads;

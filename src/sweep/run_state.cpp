@@ -52,6 +52,14 @@ LogEnd read_log(const fs::path& path) {
     return end;
 }
 
+/// The number in "N rounds", the last line of COMPLETE; 0 if there is none.
+std::int64_t rounds_in_complete(const fs::path& path) {
+    const std::string whole = tail(path, tail_bytes);
+    const auto text = trim(whole);
+    const auto line = text.substr(text.rfind('\n') + 1);
+    return parse_integer(line.substr(0, line.find(' '))).value_or(0);
+}
+
 std::string one_line(std::string text) {
     std::ranges::replace(text, '\n', ' ');
     return text;
@@ -101,7 +109,10 @@ FolderState scan_folder(const fs::path& folder, std::int64_t rounds_wanted) {
         std::error_code ignored;
         state.reason = read_log(folder / "output.log").error;
         if (!state.reason.empty()) state.state = State::failed;
-        if (fs::exists(folder / "COMPLETE", ignored)) state.state = State::done;
+        if (fs::exists(folder / "COMPLETE", ignored)) {
+            state.round = rounds_in_complete(folder / "COMPLETE");
+            state.state = state.round >= rounds_wanted ? State::done : State::stopped;
+        }
         return state;
     }
     state.round = status.round;

@@ -43,7 +43,8 @@ std::string sbatch_script(const ScriptFacts& facts, const SubmitOptions& options
         facts.sweep_name, facts.n_runs, facts.n_runs == 1 ? "" : "s", facts.n_tasks, facts.n_tasks == 1 ? "" : "s",
         site.name.empty() ? "" : ", site " + site.name);
     const auto option = [&](const char* name, const std::string& value) {
-        if (!value.empty()) text += fmt::format("#SBATCH --{}={}\n", name, value);
+        const char* quote = value.find_first_of(" \t'") != std::string::npos ? "\"" : "";
+        if (!value.empty()) text += fmt::format("#SBATCH --{}={}{}{}\n", name, quote, value, quote);
     };
     option("job-name", "hetlora-" + facts.sweep_name);
     option("array",
@@ -67,7 +68,9 @@ std::string sbatch_script(const ScriptFacts& facts, const SubmitOptions& options
     // on.
     option("signal", fmt::format("{}USR2@{}", site.launcher == "mpirun" ? "B:" : "", site.signal_lead_s));
     text += "#SBATCH --requeue\n#SBATCH --open-mode=append\n";
-    option("output", (facts.folder / "task_%a.out").string());
+    std::string folder;  // sbatch puts its own things in the place of %x
+    for (const char c : facts.folder.string()) folder += c == '%' ? std::string("%%") : std::string(1, c);
+    option("output", folder + "/task_%a.out");
     for (const auto& extra : site.extra) text += fmt::format("#SBATCH {}\n", extra);
     text += fmt::format("\nTASKS_FILE={}\nHETLORA={}\nLAUNCHER={}\nMPI_RANKS={}\nMAX_REQUEUES={}\n",
                         quoted((facts.folder / "tasks.tsv").string()), quoted(facts.program), site.launcher,

@@ -10,7 +10,7 @@
 namespace hetlora::sweep {
 namespace {
 
-constexpr std::int64_t longest_range = 100'000;
+constexpr std::uint64_t longest_range = 100'000;
 
 std::optional<std::vector<std::string>> range(std::string_view text) {
     const auto dots = text.find("..");
@@ -21,9 +21,14 @@ std::optional<std::vector<std::string>> range(std::string_view text) {
     const auto last = parse_integer(last_text);
     const auto step =
         more == std::string_view::npos ? std::optional<std::int64_t>(1) : parse_integer(text.substr(more + 2));
-    if (!first || !last || !step || *step < 1 || *last - *first > longest_range * *step) return {};
+    if (!first || !last || !step || *step < 1 || *last < *first) return {};
+    const auto n =
+        (static_cast<std::uint64_t>(*last) - static_cast<std::uint64_t>(*first)) / static_cast<std::uint64_t>(*step);
+    if (n > longest_range) return {};
     std::vector<std::string> values;
-    for (std::int64_t value = *first; value <= *last; value += *step) values.push_back(fmt::format("{}", value));
+    for (std::uint64_t i = 0; i <= n; ++i) {
+        values.push_back(fmt::format("{}", *first + static_cast<std::int64_t>(i) * *step));
+    }
     return values;
 }
 

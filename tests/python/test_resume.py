@@ -21,13 +21,13 @@ import program  # noqa: E402
 
 pytestmark = [program.needs_program, program.needs_mpirun]
 
-ROUNDS = 12
+ROUNDS = 9
 KILLS = 100 if os.environ.get("HETLORA_TEST_LONG") else 10
 ADAPTER = "adapter/adapter_model.safetensors"
 # More work a round than in the other tests, so that there is something to interrupt.
 CHANGES = {
     "experiment": {"rounds": ROUNDS, "clients_per_round": 10},
-    "local": {"steps": 12, "batch_size": 6, "learning_rate": 0.1},
+    "local": {"steps": 10, "batch_size": 6, "learning_rate": 0.1},
     "evaluation": {"clients": "final"},
 }
 
@@ -279,6 +279,62 @@ def test_another_run_is_refused_and_the_difference_named(stopped):
     assert "then local.learning_rate=0.1" in done.stderr and "now local.learning_rate=0.2" in done.stderr
     finish(ini, run)
     assert_same(run, whole)
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    """(config, folder) of a finished run, to be copied."""
+    _, ini, whole, _ = world
+    return ini, whole
+
+
+def refused(run: Path, ini: Path, code: int, *words: str) -> str:
+    """The message of a resume that must leave every file as it is."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = program.start("run", "--config", ini, "--output", run, "--resume", *words)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    return done.stderr
+
+
+def test_a_finished_run_of_other_settings_is_refused(finished, tmp_path):
+    ini, whole = finished
+    run = shutil.copytree(whole, tmp_path / "run")
+    assert "now experiment.seed=99" in refused(run, ini, 2, "experiment.seed=99")
+
+
+def test_a_finished_run_without_checkpoint_is_not_begun_anew(finished, tmp_path):
+    ini, whole = finished
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint")
+    assert "has no checkpoint" in refused(run, ini, 3, f"experiment.rounds={ROUNDS + 1}")
+
+
+def test_a_trace_cannot_begin_in_the_middle(finished, tmp_path):
+    ini, whole = finished
+    run = shutil.copytree(whole, tmp_path / "run")
+    message = refused(run, ini, 2, f"experiment.rounds={ROUNDS + 1}", "output.trace=true")
+    assert "output.trace=false" in message
+    assert (run / "COMPLETE").exists()
+
+
+def test_another_config_of_the_base_is_another_run(finished, world, tmp_path):
+    ini, whole = finished
+    run = shutil.copytree(whole, tmp_path / "run")
+    model = shutil.copytree(world[0] / "model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    more = (f"experiment.rounds={ROUNDS + 1}", f"model.path={model}")
+    assert "base_sha256" in refused(run, ini, 2, *more)
+    (model / "config.json").write_text(json.dumps(dict(reversed(config.items())) | {"transformers_version": "9"}))
+    assert program.start("run", "--config", ini, "--output", run, "--resume", *more).returncode == 0
+
+
+def test_a_folder_without_a_run_and_no_config_is_refused(tmp_path):
+    done = program.start("run", "--resume", "--output", tmp_path / "typo")
+    assert done.returncode == 2
+    assert "no config.ini" in done.stderr
+    assert not (tmp_path / "typo").exists()
 
 
 def test_a_damaged_log_is_made_anew_from_the_second_copy(stopped):

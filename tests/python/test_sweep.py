@@ -26,7 +26,7 @@ def world(tmp_path_factory):
 
 
 def stamps(folder: Path) -> dict:
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.is_file()}
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 # --- run ---

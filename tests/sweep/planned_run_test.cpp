@@ -8,6 +8,7 @@
 #include "hetlora/config/load.hpp"
 #include "hetlora/config/resolved.hpp"
 #include "hetlora/store/corpus_file.hpp"
+#include "hetlora/store/progress.hpp"
 #include "hetlora/sweep/content_hashes.hpp"
 #include "sweep_test_tools.hpp"
 
@@ -28,7 +29,7 @@ TEST(Plan, folders_end_in_the_identity_that_the_request_gives_again) {
         EXPECT_FALSE(run.folder_exists);
         write_request(run, plan.sweep);
         const auto settings = load_settings(run.request());
-        EXPECT_EQ(identity_hash(settings, CheckpointFolder(world.folder / "model").sha256(),
+        EXPECT_EQ(identity_hash(settings, base_identity_sha256(world.folder / "model"),
                                 CorpusFile(world.folder / "data.h5").sha256()),
                   run.identity);
         EXPECT_EQ(settings.output.dir, run.folder);
@@ -86,7 +87,7 @@ TEST(Plan, a_missing_model_or_data_is_an_input_error) {
     expect_words(problem([&] { (void)world.plan(two_axes); }, ExitCode::input), {"data.h5"});
 }
 
-TEST(Request, more_rounds_replace_it_and_fewer_do_not) {
+TEST(Request, other_rounds_replace_it_but_never_fewer_than_the_run_has) {
     const World world;
     const auto rounds = [&](const char* n) {
         const auto plan = world.plan(two_axes, {std::string("experiment.rounds=") + n});
@@ -95,7 +96,11 @@ TEST(Request, more_rounds_replace_it_and_fewer_do_not) {
     };
     EXPECT_EQ(rounds("3"), 3);
     EXPECT_EQ(rounds("6"), 6);
-    EXPECT_EQ(rounds("4"), 6);
+    EXPECT_EQ(rounds("4"), 4);
+    RunStatus status;
+    status.round = 5;
+    write_status(world.plan(two_axes).runs[0].folder / "status.json", status);
+    EXPECT_EQ(rounds("4"), 5);
 }
 
 TEST(Request, a_run_that_has_begun_keeps_its_threads) {

@@ -85,6 +85,16 @@ TEST(SbatchScript, predicts_time_and_memory_where_the_profile_says_nothing) {
     expect_words(sbatch_script(facts, options), {"--time=01:00:00", "--signal=B:USR2@120"});
 }
 
+TEST(SbatchScript, blanks_are_quoted_and_per_cent_signs_doubled) {
+    ScriptFacts facts;
+    facts.sweep_name = "my sweep";
+    facts.n_tasks = 1;
+    facts.folder = "/o sp/50%";
+    const auto text = sbatch_script(facts, {});
+    expect_words(text, {"#SBATCH --job-name=\"hetlora-my sweep\"\n", "#SBATCH --output=\"/o sp/50%%/task_%a.out\"\n",
+                        "TASKS_FILE='/o sp/50%/tasks.tsv'\n"});
+}
+
 TEST(SiteProfile, problems_come_at_once_with_their_lines) {
     const auto text = problem([] {
         (void)read_site_profile_text(

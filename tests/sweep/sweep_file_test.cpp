@@ -13,9 +13,17 @@ TEST(SplitValues, commas_bars_lists_and_ranges) {
     EXPECT_EQ(split_values("lora.targets", "q_proj,v_proj | all-linear"), (Texts{"q_proj,v_proj", "all-linear"}));
     EXPECT_EQ(split_values("experiment.seed", "0..3, 9"), (Texts{"0", "1", "2", "3", "9"}));
     EXPECT_EQ(split_values("experiment.seed", "0..20..10"), (Texts{"0", "10", "20"}));
-    EXPECT_EQ(split_values("experiment.seed", "3..1"), Texts{});
+    EXPECT_EQ(split_values("experiment.seed", "3..1"), Texts{"3..1"}) << "and is refused as no number";
     EXPECT_EQ(split_values("data.path", "../data.h5"), Texts{"../data.h5"});
     EXPECT_EQ(split_values("experiment.seed", ""), Texts{});
+}
+
+TEST(SplitValues, ranges_at_the_ends_of_the_integers_end_and_reversed_ones_stay_text) {
+    using Values = std::vector<std::string>;
+    EXPECT_EQ(split_values("experiment.seed", "9223372036854775806..9223372036854775807"),
+              (Values{"9223372036854775806", "9223372036854775807"}));
+    EXPECT_EQ(split_values("experiment.seed", "-9223372036854775808..9223372036854775807").size(), 1U);
+    EXPECT_EQ(split_values("experiment.seed", "7,4..0,8"), (Values{"7", "4..0", "8"}));
 }
 
 TEST(SweepFile, sections_become_axes_groups_settings_and_rules) {

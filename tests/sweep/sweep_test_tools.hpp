@@ -40,6 +40,8 @@ public:
     World() {
         const std::vector<float> weights(4, 1.0F);
         create_folder(folder / "model");
+        create_folder(folder / "out");
+        std::ofstream(folder / "model" / "config.json") << "{}";
         write_safetensors(folder / "model" / "model.safetensors",
                           std::vector<TensorData>{{"w", "F32", {4}, std::as_bytes(std::span(weights))}});
         hetlora::test::write_corpus(folder / "data.h5", hetlora::test::synthetic_corpus({}));

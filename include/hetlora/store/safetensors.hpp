@@ -108,6 +108,11 @@ private:
     std::map<std::string, std::size_t, std::less<>> shard_of_;
 };
 
+/// What a base is, by content: SHA-256 (64 hex digits) over CheckpointFolder::sha256 and config.json, whose values are
+/// taken in the order of their names without those that only say who wrote it.
+/// @throws Error (input) for a folder without weights or with a config.json that is no JSON
+[[nodiscard]] std::string base_identity_sha256(const std::filesystem::path& folder);
+
 /// A tensor to write; `bytes` holds its elements row-major, little-endian.
 struct TensorData {
     std::string name;
