@@ -24,6 +24,8 @@ constexpr double evaluation_budget_s = 4.0;
 /// Rounds whose plans are looked at: cohorts differ.
 constexpr std::int64_t most_planned_rounds = 50;
 constexpr int most_repeats = 5;
+/// Packs of later rounds have other shapes, and what they need comes on top (measured: 3 to 15 % within a few rounds).
+constexpr double later_shapes = 1.07;
 
 double median(std::vector<double> values) {
     std::ranges::sort(values);
@@ -38,6 +40,13 @@ double largest_load(const RoundPlan& plan, int mpi_size) {
     for (std::size_t p = 0; p < assignment.size(); ++p)
         load[static_cast<std::size_t>(assignment[p])] += static_cast<double>(plan.packs[p].cost);
     return std::ranges::max(load);
+}
+
+/// Rows of a step of the largest pack.
+double largest_pack(const RoundPlan& plan) {
+    std::int64_t rows = 0;
+    for (const Pack& pack : plan.packs) rows = std::max(rows, pack.rows_per_step);
+    return static_cast<double>(rows);
 }
 
 struct PlanFigures {
@@ -63,7 +72,7 @@ public:
         figures.overhead_s += checkpoint_seconds();
         std::array<std::int64_t, 1> peak{peak_memory_bytes()};
         transport_.all_max(peak);
-        figures.peak_memory_bytes = peak[0];
+        figures.peak_memory_bytes = static_cast<std::int64_t>(later_shapes * static_cast<double>(peak[0]));
         return figures;
     }
 
@@ -104,12 +113,16 @@ private:
         const Settings& settings = experiment_.settings;
         const RoundPlan whole = plan_of(settings, 1);
         const auto cohort = std::ssize(whole.cohort);
-        // As few clients as give every MPI rank a pack: the warm-up must not take long on a large model.
+        // As few clients as give every MPI rank a pack, one of them as large as they get: the warm-up must not take
+        // long on a large model, but it has to need the memory that the run will.
+        const auto is_enough = [&](std::int64_t some) {
+            const RoundPlan plan = plan_of(shortened(1, some), 1);
+            return std::ssize(plan.packs) >=
+                       std::min<std::ptrdiff_t>(transport_.mpi_size() + 1, std::ssize(whole.packs)) &&
+                   largest_pack(plan) >= 0.95 * largest_pack(whole);
+        };
         std::int64_t clients = std::min<std::int64_t>(cohort, transport_.mpi_size());
-        while (clients < cohort && std::ssize(plan_of(shortened(1, clients), 1).packs) <
-                                       std::min<std::ptrdiff_t>(transport_.mpi_size() + 1, std::ssize(whole.packs))) {
-            ++clients;
-        }
+        while (clients < cohort && !is_enough(clients)) ++clients;
         const Timed warm = time_round(shortened(1, clients));
         const double per_row = warm.train_s / largest_load(plan_of(shortened(1, clients), 1), transport_.mpi_size());
         const double whole_step_s = per_row * largest_load(plan_of(shortened(1, cohort), 1), transport_.mpi_size());

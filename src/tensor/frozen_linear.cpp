@@ -154,7 +154,7 @@ std::vector<GemmMeasurement> measure_gemm(std::span<const GemmShape> shapes, at:
     // Passes over small matrices take a millisecond: many of them, so that a moment of noise does not decide.
     constexpr int least_repeats = 4;
     constexpr int most_repeats = 40;
-    constexpr double budget_s = 0.2;
+    constexpr double budget_s = 0.5;
     std::vector<std::vector<double>> seconds(paths.size());
     Arena arena(dtype, device);
     const auto began = std::chrono::steady_clock::now();

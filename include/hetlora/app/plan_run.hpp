@@ -4,7 +4,8 @@
 //                          + measured seconds of exchange, merge and checkpoint + evaluation (by rows) where one is due
 //
 // The rounds' plans are made for the number of MPI ranks asked for, so that uneven packs are in it. The peak memory is
-// that of the measurement itself, which holds the base, a full pack's activations and an evaluation batch.
+// that of the measurement itself, which holds the base, a full pack's activations and an evaluation batch, and 7 % for
+// the other shapes of later packs.
 #pragma once
 
 #include <string>
