@@ -26,7 +26,6 @@ namespace hetlora {
 /// @param overrides_origin  what problems name as the place of the overrides; empty = the command line
 [[nodiscard]] Settings load_settings_text(std::string_view text, std::string_view origin,
                                           const std::vector<std::string>& overrides = {},
-                                          RequiredFor task = RequiredFor::run,
-                                          std::string_view overrides_origin = {});
+                                          RequiredFor task = RequiredFor::run, std::string_view overrides_origin = {});
 
 }  // namespace hetlora
