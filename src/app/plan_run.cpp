@@ -192,7 +192,11 @@ private:
             const auto folder =
                 std::filesystem::temp_directory_path() / fmt::format("hetlora-plan-{}", static_cast<long>(getpid()));
             const Stopwatch watch;
-            write_checkpoint(folder, make_checkpoint(experiment_, {.round = 0, .global = start_, .base_losses = {}}),
+            write_checkpoint(folder,
+                             make_checkpoint(experiment_, {.round = 0,
+                                                           .global = start_,
+                                                           .base_losses = {},
+                                                           .lora_ranks = experiment_.population->lora_ranks()}),
                              1);
             seconds = watch.seconds() / static_cast<double>(experiment_.settings.checkpoint.every);
             std::filesystem::remove_all(folder);

@@ -217,7 +217,7 @@ Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& sta
                   {"base_sha256", experiment.base_sha256},
                   {"data_sha256", experiment.data_sha256}},
         .numbers = {{"global", state.global}},
-        .integers = {{"lora_ranks", experiment.population->lora_ranks()}}};
+        .integers = {{"lora_ranks", state.lora_ranks}}};
     if (!state.base_losses.empty()) checkpoint.numbers["base_losses"] = state.base_losses;
     return checkpoint;
 }
@@ -226,7 +226,8 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
     CarriedState state{.round = point.round,
                        .global = std::vector<double>(
                            static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max))),
-                       .base_losses = {}};
+                       .base_losses = {},
+                       .lora_ranks = {}};
     auto lora_ranks = experiment.population->lora_ranks();
     std::array<std::int64_t, 1> n_base{0};
     agree(transport, "restoring the checkpoint", [&] {

@@ -142,7 +142,7 @@ public:
         terminal_.end_progress();
         agree(transport_, "writing the last checkpoint", [&] {
             if (!files_) return;
-            if (unsaved_) write(*unsaved_);
+            if (unsaved_) write(*unsaved_, experiment_.settings.checkpoint.keep);
             const std::string after = saved_round_ < 0 ? std::string("before the first evaluation was done")
                                                        : fmt::format("after round {}", saved_round_);
             const std::string line =
@@ -175,7 +175,7 @@ public:
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                                           .metadata = {{"run_id", files_->status.run_id}}});
             if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
-                write_last_checkpoint();
+                write(carried_state(settings.experiment.rounds), 1);  // a finished run keeps its last one only
             }
             close_log();
             if (files_->trace) files_->trace->close();
@@ -254,11 +254,11 @@ private:
     void save_round(std::int64_t round) {
         agree(transport_, "writing a checkpoint", [&] {
             if (!files_) return;
-            unsaved_ = CarriedState{.round = round, .global = global_, .base_losses = base_losses_};
+            unsaved_ = carried_state(round);
             const auto every = experiment_.settings.checkpoint.every;
             std::error_code ignored;
             const bool asked = std::filesystem::remove(files_->folder.checkpoint_request(), ignored);
-            if (asked || (every > 0 && round % every == 0)) write(*unsaved_);
+            if (asked || (every > 0 && round % every == 0)) write(*unsaved_, experiment_.settings.checkpoint.keep);
             if (std::filesystem::remove(files_->folder.stop_request(), ignored)) request_stop();
         });
     }
@@ -270,22 +270,21 @@ private:
     }
 
     /// @pre on root
-    void write(const CarriedState& state) {
+    void write(const CarriedState& state, std::int64_t keep) {
         const Stopwatch watch;
-        write_checkpoint(files_->folder.checkpoints(), make_checkpoint(experiment_, state),
-                         experiment_.settings.checkpoint.keep);
+        write_checkpoint(files_->folder.checkpoints(), make_checkpoint(experiment_, state), keep);
         longest_checkpoint_s_ = std::max(longest_checkpoint_s_, watch.seconds());
         io_s_ += watch.seconds();
         saved_round_ = state.round;
         unsaved_.reset();
     }
 
-    /// A finished run keeps the checkpoint of its last round only. @pre on root
-    void write_last_checkpoint() {
-        const CarriedState state{
-            .round = experiment_.settings.experiment.rounds, .global = global_, .base_losses = base_losses_};
-        write_checkpoint(files_->folder.checkpoints(), make_checkpoint(experiment_, state), 1);
-        unsaved_.reset();
+    /// What a checkpoint after this round holds.
+    [[nodiscard]] CarriedState carried_state(std::int64_t round) const {
+        return {.round = round,
+                .global = global_,
+                .base_losses = base_losses_,
+                .lora_ranks = experiment_.population->lora_ranks()};
     }
 
     void warn_about_lead_time(double longest_wait_s) {

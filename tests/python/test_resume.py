@@ -214,6 +214,24 @@ def test_files_in_the_folder_ask_for_a_checkpoint_and_for_a_stop(world, tmp_path
     assert_same(run, whole)
 
 
+def test_a_stop_in_an_evaluation_saves_the_lora_ranks_of_the_round_before(world, tmp_path):
+    """Nearly all the time goes into evaluating, so that a stop finds a round that has pruned but is not complete."""
+    _, ini, _, _ = world
+    words = ("run", "--config", ini, "checkpoint.every=0", "local.steps=1", "compute.pack_tokens=24")
+    words += ("experiment.clients_per_round=4", "experiment.rounds=30", "strategy.prune_gamma=0.95")
+    assert program.start(*words, "--output", tmp_path / "whole").returncode == 0
+    run = tmp_path / "run"
+    for round_ in (2, 5, 8, 12):
+        process = launch(*words, "--output", run, "--resume")
+        wait_for_round(run, round_, process)
+        process.send_signal(signal.SIGUSR2)
+        process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+    assert program.start(*words, "--output", run, "--resume").returncode == 0
+    assert_same(run, tmp_path / "whole")
+
+
 @pytest.fixture
 def stopped(world, tmp_path):
     """(config, folder of a run stopped after some rounds, uninterrupted one)."""

@@ -36,8 +36,10 @@ struct CarriedState {
     std::int64_t round = 0;           ///< last complete round
     std::vector<double> global;       ///< canonical form at rank_max
     std::vector<double> base_losses;  ///< every client's loss before training; empty without evaluation.clients
+    std::vector<std::int64_t>
+        lora_ranks;  ///< every client's after `round`: the population may be a round ahead at a stop
 };
-/// The same as a checkpoint. Clients' lora_ranks come from experiment.population.
+/// The same as a checkpoint.
 [[nodiscard]] Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state);
 
 /// Root's checkpoint into every mpi_rank's population and the returned state (`global` counts on root only).
