@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hetlora/app/experiment.hpp"
+#include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
@@ -85,11 +86,12 @@ private:
     /// One round from the initial adapter, as `settings` say.
     Timed time_round(const Settings& settings) {
         Population population = *experiment_.population;  // pruning changes it
-        const RoundContext context = round_context(transport_, experiment_, population, accumulator_, settings);
-        std::vector<double> global = start_;
+        PrivateMemory private_factors;
+        const RoundContext context = round_context(transport_, experiment_, population, accumulator_, settings, &private_factors);
+        ServerState state{.global = start_};
         transport_.barrier();
         const Stopwatch watch;
-        const RoundOutcome outcome = run_round(context, 1, global);
+        const RoundOutcome outcome = run_round(context, 1, state);
         std::array<double, 2> seconds{watch.seconds(), outcome.t_train_s};
         transport_.broadcast_values(seconds);
         return {seconds[0], seconds[1]};

@@ -6,6 +6,7 @@
 
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/app/run_files.hpp"
 #include "hetlora/app/run_records.hpp"
@@ -55,14 +56,15 @@ public:
           files_(files),
           init_(adapter_init_law(experiment.settings)),
           accumulator_(make_accumulator(experiment)),
-          global_(initial_adapter(experiment.layout, init_)) {}
+          private_files_(experiment.settings.output.dir / "private", init_.round_to_fp32) {
+        server_.global = initial_adapter(experiment.layout, init_);
+    }
 
     void before_training() {
         Stopwatch watch;
         RoundRecord record;
         const Traffic traffic = transport_.traffic();
-        const EvaluationSums sums = evaluate_global(transport_, experiment_, global_, experiment_.evaluation_windows);
-        fill_from_evaluation(record.round, sums);
+        fill_from_evaluation(record.round, evaluate());
         start_loss_ = record.round.eval_loss;
         agree(transport_, "checking the evaluation loss", [&] {
             if (std::isfinite(start_loss_)) return;
@@ -73,11 +75,10 @@ public:
                 start_loss_, experiment_.settings.model.path.string());
         });
         record.round.t_eval_s = watch.seconds();
-        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, global_, init_.rank_max, {}), nullptr,
-                     {});
+        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, server_.global, init_.rank_max, {}), nullptr);
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
-            base_losses_ = client_losses(transport_, experiment_, global_);
+            base_losses_ = client_losses(transport_, experiment_, server_.global);
         }
         save_round(0);
     }
@@ -85,7 +86,7 @@ public:
     /// Goes on after the checkpoint of `point` instead of before_training().
     void restore(const ResumePoint& point) {
         CarriedState state = restore_checkpoint(transport_, experiment_, point);
-        global_ = std::move(state.global);
+        server_ = std::move(state.server);
         base_losses_ = std::move(state.base_losses);
         std::array<double, 1> start_loss{};
         if (transport_.is_root()) {
@@ -110,23 +111,22 @@ public:
     void one_round(std::int64_t round) {
         Stopwatch watch;
         const Traffic traffic = transport_.traffic();
-        const std::vector<double> received_from = experiment_.settings.output.trace ? global_ : std::vector<double>();
-        const RoundContext context =
-            round_context(transport_, experiment_, *experiment_.population, accumulator_, experiment_.settings);
-        const RoundOutcome outcome = run_round(context, round, global_);
+        const RoundContext context = round_context(transport_, experiment_, *experiment_.population, accumulator_,
+                                                   experiment_.settings, &private_files_);
+        const RoundOutcome outcome = run_round(context, round, server_);
         RoundRecord record;
         record.round.round = round;
-        fill_from_reports(record.round, experiment_, outcome);
+        fill_from_reports(record.round, outcome, delta_bytes_);
+        delta_bytes_ = outcome.base_delta_bytes;
         const EvaluationSettings& evaluation = experiment_.settings.evaluation;
         const bool last_round = round == experiment_.settings.experiment.rounds;
         if (last_round || round % evaluation.every == 0) {
             Stopwatch evaluation_watch;
             broadcast_adapter_to_all();
-            fill_from_evaluation(record.round,
-                                 evaluate_global(transport_, experiment_, global_, experiment_.evaluation_windows));
+            fill_from_evaluation(record.round, evaluate());
             record.round.t_eval_s = evaluation_watch.seconds();
         }
-        finish_round(record, traffic, watch, outcome.merge.slots, &outcome, received_from);
+        finish_round(record, traffic, watch, outcome.merge.slots, &outcome);
         last_ = record.round;
         if (std::isfinite(record.round.t_eval_s)) {
             agree(transport_, "checking the evaluation loss",
@@ -135,6 +135,7 @@ public:
         warn_about_slots(round, outcome);
         warn_about_dropped(round, outcome);
         save_round(round);
+        forget_private_factors(outcome.plan);
     }
 
     /// The stop that all mpi_ranks agreed on: the unfinished round is discarded, the last complete one saved.
@@ -163,17 +164,17 @@ public:
     void after_training(double seconds) {
         broadcast_adapter_to_all();
         std::vector<double> final_losses;
-        if (!base_losses_.empty()) final_losses = client_losses(transport_, experiment_, global_);
+        if (!base_losses_.empty()) final_losses = client_losses(transport_, experiment_, server_.global);
         agree(transport_, "writing the results", [&] {
             if (!files_) return;
             if (!final_losses.empty()) files_->log.set_client_final(base_losses_, final_losses);
             const Settings& settings = experiment_.settings;
-            files_->folder.write_adapter(experiment_.layout, global_,
+            files_->folder.write_adapter(experiment_.layout, server_.global,
                                          {.lora_rank = settings.lora.rank_max,
                                           .scale = experiment_.global_scale,
                                           .base_model = settings.model.path.string(),
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
-                                          .metadata = {{"run_id", files_->status.run_id}}});
+                                          .metadata = adapter_metadata()});
             if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
                 write(carried_state(settings.experiment.rounds), 1);  // a finished run keeps its last one only
             }
@@ -190,16 +191,43 @@ public:
                                          {.bytes_up = bytes_up_, .bytes_down = bytes_down_, .seconds = seconds}));
         }
         agree(transport_, "generating samples", [&] {
-            if (transport_.is_root()) print_samples(experiment_, global_, terminal_);
+            if (transport_.is_root()) print_samples(experiment_, server_.global, terminal_);
         });
     }
 
 private:
-    void broadcast_adapter_to_all() { broadcast_adapter(transport_, global_, experiment_.settings.model.precision); }
+    void broadcast_adapter_to_all() {
+        broadcast_adapter(transport_, server_.global, experiment_.settings.model.precision);
+    }
+
+    [[nodiscard]] EvaluationSums evaluate() {
+        return experiment_.strategy.is_personal()
+                   ? evaluate_personal(transport_, experiment_, server_.global, private_files_)
+                   : evaluate_global(transport_, experiment_, server_.global, experiment_.evaluation_windows);
+    }
+
+    /// What the adapter's file says of itself; where it is not the whole result, that too.
+    [[nodiscard]] std::map<std::string, std::string> adapter_metadata() const {
+        std::map<std::string, std::string> metadata{{"run_id", files_->status.run_id}};
+        if (experiment_.strategy.updates_base()) {
+            metadata["note"] = "this method changes the base: the adapter alone is not the model; the changed matrices "
+                               "are base/* in checkpoint/round_*/state.safetensors";
+        } else if (experiment_.strategy.is_personal()) {
+            metadata["note"] = "clients keep their own B (private/ in the run's folder): here B is 0";
+        }
+        return metadata;
+    }
+
+    /// Versions of private factors that no kept checkpoint can name.
+    void forget_private_factors(const RoundPlan& plan) {
+        if (!files_ || !experiment_.strategy.is_personal()) return;
+        const auto kept = checkpoint_rounds(files_->folder.checkpoints());
+        if (!kept.empty()) private_files_.forget_before(plan, kept.front());
+    }
 
     /// Completes the row of a round and commits it on root: log first, then the second copy, then the status.
     void finish_round(RoundRecord& record, const Traffic& before, const Stopwatch& watch, const SlotStatistics& slots,
-                      const RoundOutcome* outcome, std::span<const double> received_from) {
+                      const RoundOutcome* outcome) {
         std::array<std::int64_t, 2> moved{transport_.traffic().up_bytes - before.up_bytes,
                                           transport_.traffic().down_bytes - before.down_bytes};
         std::array<std::int64_t, 2> peak{peak_memory_bytes(),
@@ -209,7 +237,7 @@ private:
         RoundRow& row = record.round;
         agree(transport_, "writing the log", [&] {
             if (!files_) return;
-            fill_from_global(row, experiment_, global_, slots);
+            fill_from_global(row, experiment_, server_.global, slots);
             row.bytes_up_padded = moved[0];
             row.bytes_down_padded = moved[1];
             row.peak_memory_bytes = peak[0];
@@ -218,9 +246,9 @@ private:
             Stopwatch io_watch;
             if (files_->trace) {
                 if (outcome != nullptr) {
-                    write_trace(*files_->trace, experiment_, *outcome, received_from, global_, row.round);
+                    write_trace(*files_->trace, experiment_, *outcome, server_.global, row.round);
                 } else {
-                    files_->trace->append_global(0, global_);
+                    files_->trace->append_global(0, server_.global);
                 }
             }
             row.t_io_s =
@@ -281,10 +309,18 @@ private:
 
     /// What a checkpoint after this round holds.
     [[nodiscard]] CarriedState carried_state(std::int64_t round) const {
-        return {.round = round,
-                .global = global_,
-                .base_losses = base_losses_,
-                .lora_ranks = experiment_.population->lora_ranks()};
+        const bool personal = experiment_.strategy.is_personal();
+        CarriedState state{
+            .round = round,
+            .server = server_,
+            .base_losses = base_losses_,
+            .lora_ranks = experiment_.population->lora_ranks(),
+            .private_rounds = personal ? experiment_.population->private_rounds() : std::vector<std::int64_t>(),
+            .base = {}};
+        for (std::size_t m = 0; experiment_.strategy.updates_base() && m < experiment_.layout.matrices.size(); ++m) {
+            state.base.push_back(experiment_.engine->base_matrix(m));
+        }
+        return state;
     }
 
     void warn_about_lead_time(double longest_wait_s) {
@@ -329,7 +365,9 @@ private:
     std::optional<RunFiles>& files_;
     AdapterInitLaw init_;
     UploadAccumulator accumulator_;
-    std::vector<double> global_;
+    ServerState server_;
+    PrivateFiles private_files_;
+    std::int64_t delta_bytes_ = 0;  ///< of the base's change in the last round
     std::vector<double> base_losses_;
     RoundRow first_;
     RoundRow last_;

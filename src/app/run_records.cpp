@@ -7,12 +7,13 @@
 
 namespace hetlora {
 void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
-                 std::span<const double> received_from, std::span<const double> global, std::int64_t round) {
-    const std::int64_t rank_max = experiment.settings.lora.rank_max;
+                 std::span<const double> global, std::int64_t round) {
+    // Of the adapters themselves: with receive = all a client holds more slots than its lora_rank.
+    const auto slots_of = [&](const std::vector<double>& adapter) {
+        return std::ssize(adapter) / experiment.layout.parameters_per_slot();
+    };
     for (std::size_t i = 0; i < outcome.traced.size(); ++i) {
         const ClientReport& report = outcome.reports[i];
-        std::vector<double> received(static_cast<std::size_t>(experiment.layout.parameters(report.lora_rank_before)));
-        resize_adapter<double>(experiment.layout, received_from, rank_max, received, report.lora_rank_before);
         std::vector<TraceStep> steps;
         for (const StepRecord& record : outcome.traced[i].steps) {
             TraceStep step{.loss = record.loss, .n_loss_tokens = record.n_loss_tokens, .windows = {}};
@@ -21,12 +22,12 @@ void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOu
         }
         trace.append_event({.round = round,
                             .client = report.client,
-                            .lora_rank_before = report.lora_rank_before,
-                            .lora_rank_after = report.lora_rank_after,
+                            .lora_rank_before = slots_of(outcome.traced[i].received),
+                            .lora_rank_after = slots_of(outcome.traced[i].sent),
                             .dropped = report.dropped,
                             .weight = outcome.merge.client_weight[i],
                             .learning_rate = outcome.learning_rate,
-                            .received = received,
+                            .received = outcome.traced[i].received,
                             .sent = outcome.traced[i].sent,
                             .steps = steps});
     }
@@ -34,17 +35,15 @@ void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOu
 }
 
 /// The columns of /rounds that come from the clients' reports.
-void fill_from_reports(RoundRow& row, const Experiment& experiment, const RoundOutcome& outcome) {
-    const std::int64_t value_bytes = experiment.settings.model.precision == Precision::fp64 ? 8 : 4;
+void fill_from_reports(RoundRow& row, const RoundOutcome& outcome, std::int64_t delta_before) {
     double loss_sum = 0.0;
     for (const ClientReport& report : outcome.reports) {
-        row.bytes_down_true += experiment.layout.parameters(report.lora_rank_before) * value_bytes;
+        row.bytes_down_true += report.bytes_down + delta_before;
         if (report.dropped) continue;
         ++row.n_clients;
         row.tokens += report.n_tokens;
         loss_sum += report.loss_sum;
-        row.bytes_up_true += experiment.layout.parameters(report.lora_rank_after) * value_bytes;
-        if (experiment.strategy.client_weight == ClientWeight::sparsity) row.bytes_up_true += value_bytes;  // s_k
+        row.bytes_up_true += report.bytes_up;
     }
     if (row.tokens > 0) row.train_loss = loss_sum / static_cast<double>(row.tokens);
     row.t_train_s = outcome.t_train_s;

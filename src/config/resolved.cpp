@@ -8,6 +8,7 @@
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/schema.hpp"
+#include "hetlora/config/strategy_names.hpp"
 
 namespace hetlora {
 namespace {
@@ -30,7 +31,9 @@ void for_each_key(OnSection on_section, OnKey on_key) {
 
 bool belongs_to_run(Identity identity, const Settings& settings) {
     const bool rounds_matter =
-        settings.local.lr_schedule != LearningRateSchedule::constant || settings.local.lr_warmup_rounds > 0;
+        settings.local.lr_schedule != LearningRateSchedule::constant || settings.local.lr_warmup_rounds > 0 ||
+        settings.strategy.rank_schedule.value_or(RankSchedule::none) != RankSchedule::none ||
+        has_rank_schedule(settings.strategy.preset);
     return identity == Identity::run || identity == Identity::run_pretrain ||
            (identity == Identity::rounds && rounds_matter);
 }

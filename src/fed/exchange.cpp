@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "byte_stream.hpp"
 #include "hetlora/base/error.hpp"
 
 namespace hetlora {
@@ -71,6 +72,45 @@ std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accu
         if (transport.is_root()) ExactSum::from_limbs(total_limbs, std::span(totals).subspan(first, n));
     }
     return totals;
+}
+
+std::vector<GatheredUpload> gather_uploads(Transport& transport, const RoundPlan& plan,
+                                           std::span<const GatheredUpload> mine) {
+    ByteWriter writer;
+    for (const GatheredUpload& upload : mine) {
+        writer.put(upload.cohort_index);
+        writer.put_all(upload.factors);
+    }
+    const auto parts = transport.gather(writer.bytes());
+    if (!transport.is_root()) return {};
+    std::vector<GatheredUpload> ordered(plan.cohort.size());
+    for (std::size_t i = 0; i < ordered.size(); ++i) ordered[i].cohort_index = static_cast<std::int64_t>(i);
+    for (const auto& part : parts) {
+        for (ByteReader reader(part); !reader.at_end();) {
+            const auto index = reader.get<std::int64_t>();
+            if (index < 0 || index >= std::ssize(ordered)) {
+                throw bug_error("round {}: factors of cohort index {}", plan.round, index);
+            }
+            ordered[static_cast<std::size_t>(index)].factors = reader.get_all<double>();
+        }
+    }
+    return ordered;
+}
+
+void broadcast_base_change(Transport& transport, std::vector<LowRankDelta>& change, std::size_t n_matrices) {
+    change.resize(n_matrices);
+    std::vector<std::int64_t> sizes;
+    for (const LowRankDelta& delta : change) {
+        sizes.push_back(std::ssize(delta.a_RI));
+        sizes.push_back(std::ssize(delta.bt_RO));
+    }
+    transport.broadcast_values(sizes);
+    for (std::size_t m = 0; m < n_matrices; ++m) {
+        change[m].a_RI.resize(static_cast<std::size_t>(sizes[2 * m]));
+        change[m].bt_RO.resize(static_cast<std::size_t>(sizes[2 * m + 1]));
+        transport.broadcast_values(change[m].a_RI);
+        transport.broadcast_values(change[m].bt_RO);
+    }
 }
 
 void broadcast_lora_ranks(Transport& transport, const RoundPlan& plan, std::span<const ClientReport> reports,

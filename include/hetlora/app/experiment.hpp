@@ -47,12 +47,19 @@ struct Experiment {
 [[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
                                              std::span<const double> global, std::span<const WindowRef> windows);
 
+/// The same for methods whose clients keep a factor of their own: every client that may train, with its own B beside the
+/// global A, on its own held-out windows (evaluation.sequences shared out evenly, at least one window each).
+[[nodiscard]] EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment,
+                                               std::span<const double> global, PrivateFactors& private_factors);
+
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);
 
 /// What run_round() asks for. The references (settings may be changed ones) must outlive the rounds.
+/// @param private_factors where strategy.is_personal()
 [[nodiscard]] RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,
-                                         UploadAccumulator& accumulator, const Settings& settings);
+                                         UploadAccumulator& accumulator, const Settings& settings,
+                                         PrivateFactors* private_factors);
 
 struct ResumePoint;
 

@@ -13,12 +13,12 @@
 namespace hetlora {
 
 /// Appends a round's participations and its resulting global adapter to the trace.
-/// @param received_from the global adapter that the clients received, canonical form at rank_max
 void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
-                 std::span<const double> received_from, std::span<const double> global, std::int64_t round);
+                 std::span<const double> global, std::int64_t round);
 
 /// The columns of /rounds that come from the clients' reports: losses, counts, true bytes, times.
-void fill_from_reports(RoundRow& row, const Experiment& experiment, const RoundOutcome& outcome);
+/// @param delta_before bytes of the base's change in the round before, which every client of this round receives
+void fill_from_reports(RoundRow& row, const RoundOutcome& outcome, std::int64_t delta_before);
 [[nodiscard]] std::vector<ParticipationRow> participation_rows(const RoundOutcome& outcome);
 void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<const double> global,
                       const SlotStatistics& slots);
