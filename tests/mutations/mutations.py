@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "optimiser state shared by the clients of a group",
         UPDATE,
-        "state.moment1_CP.data_ptr<T>() + client * size,",
-        "state.moment1_CP.data_ptr<T>(),",
+        "state.moment1_CP.data_ptr<T>() + client * size;",
+        "state.moment1_CP.data_ptr<T>();",
         ("train_test",),
     ),
     Mutation(

@@ -23,6 +23,7 @@ enum class Purpose : std::uint64_t {
     pretrain_init = 10,
     pretrain_order = 11,
     test = 12,
+    slot_choice = 13,
     fresh_adapter = 14,
 };
 
