@@ -244,10 +244,9 @@ EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, s
     const Settings& settings = experiment.settings;
     const Part part = settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid;
     const auto& clients = experiment.population->eligible();
-    const std::int64_t share =
-        settings.evaluation.sequences == 0
-            ? std::numeric_limits<std::int64_t>::max()
-            : std::max<std::int64_t>(1, settings.evaluation.sequences / std::ssize(clients));
+    const std::int64_t share = settings.evaluation.sequences == 0
+                                   ? std::numeric_limits<std::int64_t>::max()
+                                   : std::max<std::int64_t>(1, settings.evaluation.sequences / std::ssize(clients));
     std::vector<ClientSums> mine;
     skip_wait_for_look();
     agree(transport, "evaluating the clients' own adapters", [&] {

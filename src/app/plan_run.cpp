@@ -87,7 +87,8 @@ private:
     Timed time_round(const Settings& settings) {
         Population population = *experiment_.population;  // pruning changes it
         PrivateMemory private_factors;
-        const RoundContext context = round_context(transport_, experiment_, population, accumulator_, settings, &private_factors);
+        const RoundContext context =
+            round_context(transport_, experiment_, population, accumulator_, settings, &private_factors);
         ServerState state{.global = start_};
         transport_.barrier();
         const Stopwatch watch;
@@ -195,11 +196,7 @@ private:
                 std::filesystem::temp_directory_path() / fmt::format("hetlora-plan-{}", static_cast<long>(getpid()));
             const Stopwatch watch;
             write_checkpoint(folder,
-                             make_checkpoint(experiment_, {.round = 0,
-                                                           .global = start_,
-                                                           .base_losses = {},
-                                                           .lora_ranks = experiment_.population->lora_ranks()}),
-                             1);
+                             make_checkpoint(experiment_, carried_state(experiment_, 0, {.global = start_}, {})), 1);
             seconds = watch.seconds() / static_cast<double>(experiment_.settings.checkpoint.every);
             std::filesystem::remove_all(folder);
         });

@@ -209,7 +209,9 @@ void check_same_run(const ResumePoint& point, const Experiment& experiment) {
 namespace {
 
 /// A changed frozen matrix in a checkpoint.
-std::string base_name(const AdapterLayout& layout, std::size_t matrix) { return "base/" + layout.matrices[matrix].name; }
+std::string base_name(const AdapterLayout& layout, std::size_t matrix) {
+    return "base/" + layout.matrices[matrix].name;
+}
 
 void restore_private_rounds(Transport& transport, Experiment& experiment, const ResumePoint& point) {
     if (!experiment.strategy.is_personal()) return;
@@ -252,6 +254,21 @@ void restore_base(Transport& transport, Experiment& experiment, const ResumePoin
 }
 
 }  // namespace
+
+CarriedState carried_state(const Experiment& experiment, std::int64_t round, const ServerState& server,
+                           const std::vector<double>& base_losses) {
+    CarriedState state{.round = round,
+                       .server = server,
+                       .base_losses = base_losses,
+                       .lora_ranks = experiment.population->lora_ranks(),
+                       .private_rounds = {},
+                       .base = {}};
+    if (experiment.strategy.is_personal()) state.private_rounds = experiment.population->private_rounds();
+    for (std::size_t m = 0; experiment.strategy.updates_base() && m < experiment.layout.matrices.size(); ++m) {
+        state.base.push_back(experiment.engine->base_matrix(m));
+    }
+    return state;
+}
 
 Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state) {
     const Settings& settings = experiment.settings;

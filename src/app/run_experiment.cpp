@@ -75,7 +75,8 @@ public:
                 start_loss_, experiment_.settings.model.path.string());
         });
         record.round.t_eval_s = watch.seconds();
-        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, server_.global, init_.rank_max, {}), nullptr);
+        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, server_.global, init_.rank_max, {}),
+                     nullptr);
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
             base_losses_ = client_losses(transport_, experiment_, server_.global);
@@ -176,7 +177,7 @@ public:
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                                           .metadata = adapter_metadata()});
             if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
-                write(carried_state(settings.experiment.rounds), 1);  // a finished run keeps its last one only
+                write(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_), 1);  // a finished run keeps its last one only
             }
             close_log();
             if (files_->trace) files_->trace->close();
@@ -210,8 +211,9 @@ private:
     [[nodiscard]] std::map<std::string, std::string> adapter_metadata() const {
         std::map<std::string, std::string> metadata{{"run_id", files_->status.run_id}};
         if (experiment_.strategy.updates_base()) {
-            metadata["note"] = "this method changes the base: the adapter alone is not the model; the changed matrices "
-                               "are base/* in checkpoint/round_*/state.safetensors";
+            metadata["note"] =
+                "this method changes the base: the adapter alone is not the model; the changed matrices "
+                "are base/* in checkpoint/round_*/state.safetensors";
         } else if (experiment_.strategy.is_personal()) {
             metadata["note"] = "clients keep their own B (private/ in the run's folder): here B is 0";
         }
@@ -282,7 +284,7 @@ private:
     void save_round(std::int64_t round) {
         agree(transport_, "writing a checkpoint", [&] {
             if (!files_) return;
-            unsaved_ = carried_state(round);
+            unsaved_ = carried_state(experiment_, round, server_, base_losses_);
             const auto every = experiment_.settings.checkpoint.every;
             std::error_code ignored;
             const bool asked = std::filesystem::remove(files_->folder.checkpoint_request(), ignored);
@@ -305,22 +307,6 @@ private:
         io_s_ += watch.seconds();
         saved_round_ = state.round;
         unsaved_.reset();
-    }
-
-    /// What a checkpoint after this round holds.
-    [[nodiscard]] CarriedState carried_state(std::int64_t round) const {
-        const bool personal = experiment_.strategy.is_personal();
-        CarriedState state{
-            .round = round,
-            .server = server_,
-            .base_losses = base_losses_,
-            .lora_ranks = experiment_.population->lora_ranks(),
-            .private_rounds = personal ? experiment_.population->private_rounds() : std::vector<std::int64_t>(),
-            .base = {}};
-        for (std::size_t m = 0; experiment_.strategy.updates_base() && m < experiment_.layout.matrices.size(); ++m) {
-            state.base.push_back(experiment_.engine->base_matrix(m));
-        }
-        return state;
     }
 
     void warn_about_lead_time(double longest_wait_s) {

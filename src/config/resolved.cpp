@@ -30,10 +30,10 @@ void for_each_key(OnSection on_section, OnKey on_key) {
 }
 
 bool belongs_to_run(Identity identity, const Settings& settings) {
-    const bool rounds_matter =
-        settings.local.lr_schedule != LearningRateSchedule::constant || settings.local.lr_warmup_rounds > 0 ||
-        settings.strategy.rank_schedule.value_or(RankSchedule::none) != RankSchedule::none ||
-        has_rank_schedule(settings.strategy.preset);
+    const bool rounds_matter = settings.local.lr_schedule != LearningRateSchedule::constant ||
+                               settings.local.lr_warmup_rounds > 0 ||
+                               settings.strategy.rank_schedule.value_or(RankSchedule::none) != RankSchedule::none ||
+                               has_rank_schedule(settings.strategy.preset);
     return identity == Identity::run || identity == Identity::run_pretrain ||
            (identity == Identity::rounds && rounds_matter);
 }

@@ -174,8 +174,9 @@ void add_strategy(std::vector<ConfigKey>& rows) {
     section.policy({"keep_uncovered", Identity::run,
                     "slots that no client of the round has: set to 0, keep the last value, or start afresh"},
                    &S::keep_uncovered);
-    section.number({"keep_energy", Identity::run, "share of the squared singular values that base_update = truncated keeps"},
-                   &S::keep_energy, {.low = 0, .high = 1, .low_open = true});
+    section.number(
+        {"keep_energy", Identity::run, "share of the squared singular values that base_update = truncated keeps"},
+        &S::keep_energy, {.low = 0, .high = 1, .low_open = true});
     section.number({"prox_mu", Identity::run, "pull of local_extra = proximal: mu/2 times the squared distance"},
                    &S::prox_mu, at_least(0));
     section.number({"server_learning_rate", Identity::run, "step of the server optimiser"}, &S::server_learning_rate,

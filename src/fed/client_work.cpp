@@ -135,13 +135,14 @@ void upload_client(const RoundContext& context, std::int64_t round, const Distri
                                      .value_bytes = context.settings.model.precision == Precision::fp64 ? 8 : 4});
     try {
         if (strategy.merge == Merge::factors) {
-            context.accumulator.add({.client = report.client,
-                                     .factors = sent,
-                                     .lora_rank = upload_lora_rank,
-                                     .slots = whole ? std::span<const std::int32_t>() : std::span(slots),
-                                     .received = received,
-                                     .received_lora_rank = strategy.prunes() ? report.lora_rank_before : upload_lora_rank,
-                                     .weights = report.weights});
+            context.accumulator.add(
+                {.client = report.client,
+                 .factors = sent,
+                 .lora_rank = upload_lora_rank,
+                 .slots = whole ? std::span<const std::int32_t>() : std::span(slots),
+                 .received = received,
+                 .received_lora_rank = strategy.prunes() ? report.lora_rank_before : upload_lora_rank,
+                 .weights = report.weights});
         }
         if (strategy.gathers_uploads()) {
             work.uploads.push_back({.cohort_index = report.cohort_index, .factors = sent});
@@ -171,9 +172,9 @@ LocalOptions local_options(const RoundContext& context, std::int64_t round) {
     const Strategy& strategy = context.strategy;
     const std::int64_t rounds = context.settings.experiment.rounds;
     // Under a schedule the pull belongs to the first stage, before the lora_ranks fall.
-    const bool pulls = strategy.local_extra == LocalExtra::proximal &&
-                       (strategy.rank_schedule == RankSchedule::none ||
-                        lora_rank_cap(strategy, round, rounds) == strategy.rank_max);
+    const bool pulls =
+        strategy.local_extra == LocalExtra::proximal &&
+        (strategy.rank_schedule == RankSchedule::none || lora_rank_cap(strategy, round, rounds) == strategy.rank_max);
     return {.optimizer = local.optimizer,
             .learning_rate = scheduled_rate(local.lr_schedule, local.learning_rate, round, rounds,
                                             local.lr_warmup_rounds, local.lr_final_fraction),
@@ -214,16 +215,17 @@ Distribution distribute(const RoundContext& context, std::int64_t round, const P
     const std::int64_t rank_max = context.init.rank_max;
     Distribution d;
     if (strategy.slot_select == SlotSelect::random) {
-        d.slots = random_slots(
-            {.seed = context.settings.experiment.seed_sampling, .round = round, .client = client.client}, rank_max,
-            client.lora_rank);
+        d.slots =
+            random_slots({.seed = context.settings.experiment.seed_sampling, .round = round, .client = client.client},
+                         rank_max, client.lora_rank);
     } else if (strategy.slot_select == SlotSelect::importance) {
         d.slots = important_slots(layout, global, rank_max, client.lora_rank);
     }
     d.received_lora_rank = strategy.receive == Receive::all ? rank_max : client.lora_rank;
     d.received.resize(static_cast<std::size_t>(layout.parameters(d.received_lora_rank)));
     if (strategy.restarts()) {
-        fresh_adapter(layout, context.init, {.round = round, .client = client.client}, d.received_lora_rank, d.received);
+        fresh_adapter(layout, context.init, {.round = round, .client = client.client}, d.received_lora_rank,
+                      d.received);
     } else if (strategy.receive == Receive::selected && !d.slots.empty()) {
         select_slots<double>(layout, global, rank_max, d.slots, d.received);
     } else {
@@ -248,21 +250,21 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
     const LocalOptions options = local_options(context, plan.round);
     std::vector<Distribution> distributions;
     for (const std::int64_t member : pack.members) {
-        distributions.push_back(
-            distribute(context, plan.round, plan.cohort[static_cast<std::size_t>(member)], global));
+        distributions.push_back(distribute(context, plan.round, plan.cohort[static_cast<std::size_t>(member)], global));
     }
     std::vector<ClientTask> tasks;
     for (std::size_t i = 0; i < pack.members.size(); ++i) {
         const PlannedClient& planned = plan.cohort[static_cast<std::size_t>(pack.members[i])];
         const Distribution& d = distributions[i];
-        tasks.push_back({.client = planned.client,
-                         .lora_rank = d.received_lora_rank,
-                         .tail_start = strategy.prunes() ? tail_start(planned.lora_rank, strategy) : d.received_lora_rank,
-                         .n_steps = planned.n_steps,
-                         .scale = d.scale,
-                         .received = d.received,
-                         .trained_factors = factors_to_train(strategy, plan.round),
-                         .trained_slots = d.trained_slots});
+        tasks.push_back(
+            {.client = planned.client,
+             .lora_rank = d.received_lora_rank,
+             .tail_start = strategy.prunes() ? tail_start(planned.lora_rank, strategy) : d.received_lora_rank,
+             .n_steps = planned.n_steps,
+             .scale = d.scale,
+             .received = d.received,
+             .trained_factors = factors_to_train(strategy, plan.round),
+             .trained_slots = d.trained_slots});
     }
     if (strategy.slot_select == SlotSelect::scored) {
         score_slots(context, tasks, options, distributions);
@@ -275,12 +277,12 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
         ClientReport report = make_report(outcomes[i], planned, member, context.transport.mpi_rank());
         report.learning_rate = options.learning_rate;
         report.n_samples = static_cast<double>(context.population.at(planned.client).n_windows);
-        report.bytes_down = true_bytes_down(
-            strategy, context.engine.layout(),
-            {.round = plan.round,
-             .lora_rank_before = planned.lora_rank,
-             .lora_rank_after = planned.lora_rank,
-             .value_bytes = context.settings.model.precision == Precision::fp64 ? 8 : 4});
+        report.bytes_down =
+            true_bytes_down(strategy, context.engine.layout(),
+                            {.round = plan.round,
+                             .lora_rank_before = planned.lora_rank,
+                             .lora_rank_after = planned.lora_rank,
+                             .value_bytes = context.settings.model.precision == Precision::fp64 ? 8 : 4});
         std::vector<double> sent = std::move(outcomes[i].trained);
         if (!report.dropped) upload_client(context, plan.round, distributions[i], sent, report, work);
         if (context.settings.output.trace) {

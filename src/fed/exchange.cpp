@@ -97,19 +97,23 @@ std::vector<GatheredUpload> gather_uploads(Transport& transport, const RoundPlan
     return ordered;
 }
 
-void broadcast_base_change(Transport& transport, std::vector<LowRankDelta>& change, std::size_t n_matrices) {
-    change.resize(n_matrices);
-    std::vector<std::int64_t> sizes;
-    for (const LowRankDelta& delta : change) {
-        sizes.push_back(std::ssize(delta.a_RI));
-        sizes.push_back(std::ssize(delta.bt_RO));
-    }
-    transport.broadcast_values(sizes);
+void broadcast_base_change(Transport& transport, LowRankDelta& change, const AdapterLayout& layout) {
+    const std::size_t n_matrices = layout.matrices.size();
+    change.matrices.resize(n_matrices);
+    std::vector<std::int64_t> slots;
+    for (const LowRankMatrix& matrix : change.matrices) slots.push_back(matrix.lora_rank);
+    transport.broadcast_values(slots);
     for (std::size_t m = 0; m < n_matrices; ++m) {
-        change[m].a_RI.resize(static_cast<std::size_t>(sizes[2 * m]));
-        change[m].bt_RO.resize(static_cast<std::size_t>(sizes[2 * m + 1]));
-        transport.broadcast_values(change[m].a_RI);
-        transport.broadcast_values(change[m].bt_RO);
+        const AdaptedMatrix& shape = layout.matrices[m];
+        LowRankMatrix& matrix = change.matrices[m];
+        matrix.name = shape.name;
+        matrix.d_out = shape.d_out;
+        matrix.d_in = shape.d_in;
+        matrix.lora_rank = slots[m];
+        matrix.a.resize(static_cast<std::size_t>(slots[m] * shape.d_in));
+        matrix.bt.resize(static_cast<std::size_t>(slots[m] * shape.d_out));
+        transport.broadcast_values(matrix.a);
+        transport.broadcast_values(matrix.bt);
     }
 }
 

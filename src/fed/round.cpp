@@ -68,8 +68,7 @@ Inbox collect(const RoundContext& context, const RoundPlan& plan, std::span<cons
 }
 
 /// Root's step of the round: fills outcome.merge and state.global. @return what goes into the base
-std::vector<LowRankDelta> merge_on_root(const RoundContext& context, const Inbox& inbox, ServerState& state,
-                                        RoundOutcome& outcome) {
+LowRankDelta merge_on_root(const RoundContext& context, const Inbox& inbox, ServerState& state, RoundOutcome& outcome) {
     const Strategy& strategy = context.strategy;
     const GatheredMerge gathered{.layout = context.engine.layout(),
                                  .strategy = strategy,
@@ -78,7 +77,7 @@ std::vector<LowRankDelta> merge_on_root(const RoundContext& context, const Inbox
                                  .previous = state.global,
                                  .init = context.init,
                                  .lora = context.settings.lora};
-    std::vector<LowRankDelta> base_change;
+    LowRankDelta base_change;
     switch (strategy.merge) {
         case Merge::factors:
             outcome.merge = merge_uploads({.layout = context.engine.layout(),
@@ -110,18 +109,15 @@ std::vector<LowRankDelta> merge_on_root(const RoundContext& context, const Inbox
 }
 
 /// Every mpi_rank's frozen matrices take over root's change.
-void change_base(const RoundContext& context, std::vector<LowRankDelta>& change, RoundOutcome& outcome) {
-    const std::size_t n_matrices = context.engine.layout().matrices.size();
-    broadcast_base_change(context.transport, change, n_matrices);
+void change_base(const RoundContext& context, LowRankDelta& change, RoundOutcome& outcome) {
+    broadcast_base_change(context.transport, change, context.engine.layout());
     agree(context.transport, "changing the base", [&] {
-        for (std::size_t m = 0; m < n_matrices; ++m) {
-            if (!change[m].a_RI.empty()) context.engine.add_to_base(m, change[m].a_RI, change[m].bt_RO);
+        for (std::size_t m = 0; m < change.matrices.size(); ++m) {
+            const LowRankMatrix& matrix = change.matrices[m];
+            if (matrix.lora_rank > 0) context.engine.add_to_base(m, matrix.a, matrix.bt);
         }
     });
-    const std::int64_t value_bytes = context.settings.model.precision == Precision::fp64 ? 8 : 4;
-    for (const LowRankDelta& delta : change) {
-        outcome.base_delta_bytes += value_bytes * (std::ssize(delta.a_RI) + std::ssize(delta.bt_RO));
-    }
+    outcome.base_delta_bytes = change.bytes(context.settings.model.precision == Precision::fp64 ? 8 : 4);
 }
 
 /// Clients that keep a factor of their own have stored it in this round.
@@ -176,7 +172,7 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerSt
     if (context.settings.output.trace) outcome.traced = gather_trace(transport, work.traced);
     outcome.t_comm_s += watch.lap();
 
-    std::vector<LowRankDelta> base_change;
+    LowRankDelta base_change;
     agree(transport, fmt::format("merging round {}", round), [&] {
         if (!transport.is_root()) return;
         base_change = merge_on_root(context, inbox, state, outcome);

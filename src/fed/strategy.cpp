@@ -98,9 +98,8 @@ void check_combination(const Strategy& s) {
          "base_update", "what goes into the base is the stack of all clients: it needs merge = stack"},
         {s.merge == Merge::stack && s.slot_norm != SlotNorm::all, "slot_norm",
          "slots of a stack are nobody else's: there is nothing to share a weight with"},
-        {s.base_update == BaseUpdate::residual &&
-             !(factors && prefix && s.slot_norm == SlotNorm::all && s.trainable == Trainable::both && !deltas &&
-               !s.prunes()),
+        {s.base_update == BaseUpdate::residual && !(factors && prefix && s.slot_norm == SlotNorm::all &&
+                                                    s.trainable == Trainable::both && !deltas && !s.prunes()),
          "base_update = residual",
          "it is what the plain mean of both factors misses: use it with merge = factors, slot_norm = all, trainable = "
          "both, aggregate = parameters, and no pruning"},
@@ -115,11 +114,10 @@ void check_combination(const Strategy& s) {
          "it steps along the mean change of the factors: use merge = factors and aggregate = deltas"},
         {deltas && s.keep_uncovered != KeepUncovered::no, "keep_uncovered",
          "the delta form never erases a slot, since uncovered slots get no change: remove it"},
-        {s.slot_scale == SlotScale::sketch && !(s.selects() && s.receive == Receive::selected),
-         "slot_scale = sketch", "it makes up for slots that a client does not have: use slot_select = random"},
-        {s.slot_select == SlotSelect::scored &&
-             !(s.receive == Receive::all && deltas && s.slot_norm == SlotNorm::all &&
-               s.client_weight != ClientWeight::sparsity),
+        {s.slot_scale == SlotScale::sketch && !(s.selects() && s.receive == Receive::selected), "slot_scale = sketch",
+         "it makes up for slots that a client does not have: use slot_select = random"},
+        {s.slot_select == SlotSelect::scored && !(s.receive == Receive::all && deltas && s.slot_norm == SlotNorm::all &&
+                                                  s.client_weight != ClientWeight::sparsity),
          "slot_select = scored",
          "the choice differs by matrix: use receive = all, aggregate = deltas, slot_norm = all, client_weight = "
          "uniform or samples"},

@@ -28,25 +28,28 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .policies = {},
          .paper = "common baseline (\"HeteroLoRA\", \"FedIT (zero-pad)\")",
          .description = "truncation, zero-padding, sample-weighted mean of A and of B",
-         .notes = {"Published zero-padding rows differ by the LoRA scale of the padded adapter; here it is one scale for "
-                   "all (lora.scale_rule = constant)."}},
+         .notes =
+             {"Published zero-padding rows differ by the LoRA scale of the padded adapter; here it is one scale for "
+              "all (lora.scale_rule = constant)."}},
         {.name = "fedavg",
          .aliases = {"homlora", "fedit"},
          .policies = {},
          .requires_equal_lora_ranks = true,
          .paper = "Zhang et al., 2023, arXiv:2305.05644 (FedIT)",
          .description = "one rank for all: sample-weighted mean of A and of B",
-         .notes = {"Equal lora_ranks are required (lora.rank_distribution = fixed); with equal ranks zeropad and rbla are "
-                   "the same.",
-                   "The FedIT branch of FLoRA's public repository sums into a misspelt variable, so that its average is "
-                   "client 0 alone: its FedIT rows are no measure of this method."}},
+         .notes =
+             {"Equal lora_ranks are required (lora.rank_distribution = fixed); with equal ranks zeropad and rbla are "
+              "the same.",
+              "The FedIT branch of FLoRA's public repository sums into a misspelt variable, so that its average is "
+              "client 0 alone: its FedIT rows are no measure of this method."}},
         {.name = "fedprox",
          .aliases = {},
          .policies = {.local_extra = LocalExtra::proximal},
          .paper = "Li et al., MLSys 2020, arXiv:1812.06127, applied to the factors of LoRA",
          .description = "zeropad with a pull of every client towards the adapter it received",
-         .notes = {"prox_mu .01 is one of the values of the paper's grid; local_extra = proximal gives any other method "
-                   "the same pull."}},
+         .notes =
+             {"prox_mu .01 is one of the values of the paper's grid; local_extra = proximal gives any other method "
+              "the same pull."}},
         {.name = "rbla",
          .aliases = {},
          .policies = {.slot_norm = SlotNorm::contributors},
@@ -59,18 +62,20 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .policies = {.slot_norm = SlotNorm::replicate},
          .paper = "Byun & Lee, NAACL 2025, arXiv:2406.17477",
          .description = "clients without a slot count with the mean of the largest clients in it",
-         .notes = {"The paper has two rank levels; here the largest lora_rank of the cohort plays the high level, whatever "
-                   "the number of levels.",
-                   "Left out: the paper's choice of who gets the high rank (validation scores after round 1); ranks come "
-                   "from lora.rank_distribution."}},
+         .notes =
+             {"The paper has two rank levels; here the largest lora_rank of the cohort plays the high level, whatever "
+              "the number of levels.",
+              "Left out: the paper's choice of who gets the high rank (validation scores after round 1); ranks come "
+              "from lora.rank_distribution."}},
         {.name = "flexlora",
          .aliases = {"recon-svd"},
          .policies = {.merge = Merge::product},
          .paper = "Bai et al., NeurIPS 2024, arXiv:2402.11505",
          .description = "mean of the products B A, cut to rank_max by one SVD per matrix",
-         .notes = {"The SVD is that of the stacked factors (QR and a small core), in fp64: the same result as the dense "
-                   "one, which is never formed.",
-                   "B carries the singular values (factor_split left), as in the public code."}},
+         .notes =
+             {"The SVD is that of the stacked factors (QR and a small core), in fp64: the same result as the dense "
+              "one, which is never formed.",
+              "B carries the singular values (factor_split left), as in the public code."}},
         {.name = "hlora",
          .aliases = {},
          .policies = {.merge = Merge::product, .factor_split = FactorSplit::right},
@@ -83,8 +88,9 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .policies = {.merge = Merge::product, .slot_norm = SlotNorm::levels, .factor_split = FactorSplit::sqrt},
          .paper = "Wu et al., 2026, arXiv:2602.13486",
          .description = "product mean by rank levels: each level over the clients that reach it, then one SVD",
-         .notes = {"The levels are those of all clients (or rank_levels), not of the cohort: with the cohort's the global "
-                   "adapter would shrink in silence."}},
+         .notes =
+             {"The levels are those of all clients (or rank_levels), not of the cohort: with the cohort's the global "
+              "adapter would shrink in silence."}},
         {.name = "rb-lora",
          .aliases = {},
          .policies = {.merge = Merge::product, .slot_norm = SlotNorm::contributors},
@@ -97,16 +103,18 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .policies = {.merge = Merge::stack, .base_update = BaseUpdate::merge},
          .paper = "Wang et al., NeurIPS 2024, arXiv:2409.05976",
          .description = "stacked factors go into the base, every round starts from a fresh adapter",
-         .notes = {"The fresh A of every client and round is drawn on its own (hashed), B = 0; the weight is on A alone.",
-                   "Bytes down: the stack of the round before, once per client of the cohort.",
-                   "adapter/ is empty (B = 0): the result is in the base (`base_delta` of the checkpoint)."}},
+         .notes =
+             {"The fresh A of every client and round is drawn on its own (hashed), B = 0; the weight is on A alone.",
+              "Bytes down: the stack of the round before, once per client of the cohort.",
+              "adapter/ is empty (B = 0): the result is in the base (`base_delta` of the checkpoint)."}},
         {.name = "florist",
          .aliases = {},
          .policies = {.merge = Merge::stack, .base_update = BaseUpdate::truncated},
          .paper = "FLoRIST, MLSys 2026, arXiv:2506.09199",
          .description = "flora with the stack cut to the directions that hold keep_energy of it",
-         .notes = {"keep_energy .95 lies in the paper's range (.80 to .99); the smallest number of directions is kept, for "
-                   "each matrix on its own."}},
+         .notes =
+             {"keep_energy .95 lies in the paper's range (.80 to .99); the smallest number of directions is kept, for "
+              "each matrix on its own."}},
         {.name = "fedex",
          .aliases = {},
          .policies = {.base_update = BaseUpdate::residual},
@@ -119,8 +127,9 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .policies = {.trainable = Trainable::b},
          .paper = "Sun et al., ICLR 2024, arXiv:2403.12313 (FFA-LoRA)",
          .description = "A stays as it was drawn, B is trained and averaged",
-         .notes = {"Defined for equal ranks; with mixed ones a client takes the leading rows of A, and zero-padding of B "
-                   "keeps the mean of the products exact."}},
+         .notes =
+             {"Defined for equal ranks; with mixed ones a client takes the leading rows of A, and zero-padding of B "
+              "keeps the mean of the products exact."}},
         {.name = "rolora",
          .aliases = {"deer"},
          .policies = {.trainable = Trainable::alternate},
@@ -135,7 +144,8 @@ const std::vector<StrategyPreset>& strategy_presets() {
                       .aggregate = Aggregate::deltas},
          .paper = "Fang et al., 2025, arXiv:2501.19389 (FSLoRA)",
          .description = "a random choice of slots per client and round, scaled by rank_max / lora_rank",
-         .notes = {"The server takes the mean change as it is (SGD with rate 1). The public code steps AdamW at 3e-4 instead: "
+         .notes = {"The server takes the mean change as it is (SGD with rate 1). The public code steps AdamW at 3e-4 "
+                   "instead: "
                    "server_optimizer = adam, server_learning_rate = 3e-4."}},
         {.name = "fed-plora",
          .aliases = {},
@@ -146,9 +156,10 @@ const std::vector<StrategyPreset>& strategy_presets() {
                       .keep_uncovered = KeepUncovered::last},
          .paper = "Zhang et al., ICLR 2026, arXiv:2602.16936 (Fed-PLoRA)",
          .description = "all slots are received, a random choice is trained, the others stay frozen",
-         .notes = {"The paper folds the other slots into the client's base; keeping them frozen in the adapter is the same "
-                   "function.",
-                   "Known from notes on the paper, not from its text."}},
+         .notes =
+             {"The paper folds the other slots into the client's base; keeping them frozen in the adapter is the same "
+              "function.",
+              "Known from notes on the paper, not from its text."}},
         {.name = "lora-a2",
          .aliases = {},
          .policies = {.slot_select = SlotSelect::scored,
@@ -157,10 +168,12 @@ const std::vector<StrategyPreset>& strategy_presets() {
                       .aggregate = Aggregate::deltas},
          .paper = "Koo, Jang & Ok, Findings of ACL 2025, arXiv:2410.22815 (LoRA-A2)",
          .description = "one factor a round; a first pass scores all slots, the best lora_rank x matrices are trained",
-         .notes = {"lora_rank is the client's budget: lora_rank times the number of adapted matrices (matrix, slot) pairs.",
-                   "The first pass is one epoch; its result is thrown away. The paper's learning rate of B is 5 times that of "
-                   "A: here both are local.learning_rate.",
-                   "The paper counts bytes up only; here a client also receives the live factor at rank_max."}},
+         .notes =
+             {"lora_rank is the client's budget: lora_rank times the number of adapted matrices (matrix, slot) pairs.",
+              "The first pass is one epoch; its result is thrown away. The paper's learning rate of B is 5 times that "
+              "of "
+              "A: here both are local.learning_rate.",
+              "The paper counts bytes up only; here a client also receives the live factor at rank_max."}},
         {.name = "fedsa",
          .aliases = {},
          .policies = {.shared_factors = SharedFactors::a},

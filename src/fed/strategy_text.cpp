@@ -65,16 +65,21 @@ std::string distribution(const Policies& p) {
         case SlotSelect::scored:
             text =
                 "Client k trains one epoch with all slots, then starts again from what it received; I_k = the r_k M\n"
-                "  pairs (matrix m of M, slot i) with the largest ||dB[:, i]||.||A[i, :]||, or ||B[:, i]||.||dA[i, :]||.\n";
+                "  pairs (matrix m of M, slot i) with the largest ||dB[:, i]||.||A[i, :]||, or ||B[:, i]||.||dA[i, "
+                ":]||.\n";
             break;
     }
-    text += p.receive == Receive::all ? "  It receives all slots; those outside of I_k are in its forward pass, frozen.\n"
-                                      : "  It receives these slots and no others.\n";
+    text += p.receive == Receive::all
+                ? "  It receives all slots; those outside of I_k are in its forward pass, frozen.\n"
+                : "  It receives these slots and no others.\n";
     if (p.rank_schedule == RankSchedule::annealing) {
-        text += "  r_k is capped at rank_max (rank_min / rank_max)^u, u from 0 after anneal_start of the rounds to 1.\n";
+        text +=
+            "  r_k is capped at rank_max (rank_min / rank_max)^u, u from 0 after anneal_start of the rounds to 1.\n";
     }
-    if (p.merge == Merge::stack) text = "A fresh adapter of r_k slots: A_k drawn by a hash of seed, round, client; B_k = 0.\n";
-    if (p.shared_factors == SharedFactors::a) text += "  B_k is the client's own from its last participation (at first 0).\n";
+    if (p.merge == Merge::stack)
+        text = "A fresh adapter of r_k slots: A_k drawn by a hash of seed, round, client; B_k = 0.\n";
+    if (p.shared_factors == SharedFactors::a)
+        text += "  B_k is the client's own from its last participation (at first 0).\n";
     return text;
 }
 
@@ -83,7 +88,8 @@ std::string local_training(const Policies& p) {
     if (p.slot_scale == SlotScale::sketch) text += "; s is multiplied by rank_max / r_k";
     text += "\n";
     if (p.trainable == Trainable::b) text += "  A is frozen (that of the start), B is trained\n";
-    if (p.trainable == Trainable::alternate) text += "  odd rounds train B with A frozen, even rounds A with B frozen\n";
+    if (p.trainable == Trainable::alternate)
+        text += "  odd rounds train B with A frozen, even rounds A with B frozen\n";
     if (p.local_extra == LocalExtra::proximal) {
         text += "  + mu/2 (||A - A received||^2 + ||B - B received||^2)                 [prox_mu .01]\n";
         if (p.rank_schedule == RankSchedule::annealing) text += "    in the rounds before the cap falls\n";
@@ -120,7 +126,8 @@ std::string factor_mean(const Policies& p) {
     std::string text;
     switch (p.slot_norm) {
         case SlotNorm::contributors:
-            text = fmt::format("  {} = sum_(k: i in I_k) s_k ({}) / sum_(k: i in I_k) s_k,  for A and for B\n", target, x);
+            text =
+                fmt::format("  {} = sum_(k: i in I_k) s_k ({}) / sum_(k: i in I_k) s_k,  for A and for B\n", target, x);
             break;
         case SlotNorm::replicate:
             text =
@@ -139,7 +146,7 @@ std::string factor_mean(const Policies& p) {
     if (!deltas) {
         text += fmt::format("  slots that nobody has: {}                [keep_uncovered no = 0 | last | refill]\n",
                             p.keep_uncovered == KeepUncovered::no ? "0 (with A = B = 0 they can never learn again)"
-                                                                 : "keep their value");
+                                                                  : "keep their value");
     }
     if (p.base_update == BaseUpdate::residual) {
         text += "  W0 <- W0 + s (sum_k p_k B_k A_k - B A),  p_k = s_k / sum_j s_j, on every MPI rank\n";
@@ -165,7 +172,8 @@ std::string merging(const Policies& p) {
             break;
         case SlotNorm::levels:
             text =
-                "  P = sum over levels (l, h] of sum_(k: r_k >= h) s_k/S_h B_k[:, l:h] A_k[l:h, :],  S_h = sum_(k: r_k >= "
+                "  P = sum over levels (l, h] of sum_(k: r_k >= h) s_k/S_h B_k[:, l:h] A_k[l:h, :],  S_h = sum_(k: r_k "
+                ">= "
                 "h) s_k\n";
             break;
         default:

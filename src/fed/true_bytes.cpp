@@ -1,5 +1,7 @@
 #include "hetlora/fed/true_bytes.hpp"
 
+#include <fmt/format.h>
+
 namespace hetlora {
 namespace {
 

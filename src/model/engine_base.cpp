@@ -16,15 +16,11 @@ void Engine::keep_changeable() {
         const std::size_t first = changeable_.size();
         // Targets are q, k, v, o, gate, up, down: where their rows begin in the stacked matrix.
         const std::int64_t query = config.query_width();
-        const BaseRows rows[] = {{first, 0},
-                                 {first, query},
-                                 {first, query + config.kv_width()},
-                                 {first + 1, 0},
-                                 {first + 2, 0},
-                                 {first + 2, config.intermediate_size},
+        const BaseRows rows[] = {{first, 0},     {first, query}, {first, query + config.kv_width()},
+                                 {first + 1, 0}, {first + 2, 0}, {first + 2, config.intermediate_size},
                                  {first + 3, 0}};
         for (at::Tensor* dense : {&layer.qkv_XD, &layer.o_DX, &layer.gate_up_ID, &layer.down_DI}) {
-            changeable_.push_back({.dense = dense});
+            changeable_.emplace_back().dense = dense;
         }
         for (std::size_t target = 0; target < std::size(rows); ++target) {
             const int matrix = placement_[l][target];

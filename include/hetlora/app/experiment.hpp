@@ -47,8 +47,8 @@ struct Experiment {
 [[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
                                              std::span<const double> global, std::span<const WindowRef> windows);
 
-/// The same for methods whose clients keep a factor of their own: every client that may train, with its own B beside the
-/// global A, on its own held-out windows (evaluation.sequences shared out evenly, at least one window each).
+/// The same for methods whose clients keep a factor of their own: every client that may train, with its own B beside
+/// the global A, on its own held-out windows (evaluation.sequences shared out evenly, at least one window each).
 [[nodiscard]] EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment,
                                                std::span<const double> global, PrivateFactors& private_factors);
 

@@ -2,9 +2,9 @@
 //
 //     RUN/private/client_000012/round_000003.safetensors       B of client 12 as of the end of round 3
 //
-// Written whole or not at all and never changed, by whichever MPI rank trained the client (the folder is shared). What a
-// kept checkpoint may need stays: of every client the newest version that is not newer than the oldest checkpoint, and
-// all later ones.
+// Written whole or not at all and never changed, by whichever MPI rank trained the client (the folder is shared). What
+// a kept checkpoint may need stays: of every client the newest version that is not newer than the oldest checkpoint,
+// and all later ones.
 #pragma once
 
 #include <filesystem>

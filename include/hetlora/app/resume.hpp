@@ -43,6 +43,9 @@ struct CarriedState {
     /// them as they are: a low-rank form would grow with every round.)
     std::vector<std::vector<double>> base;
 };
+/// What is carried on after a round, taken from the experiment's population and engine. Call on root.
+[[nodiscard]] CarriedState carried_state(const Experiment& experiment, std::int64_t round, const ServerState& server,
+                                         const std::vector<double>& base_losses);
 /// The same as a checkpoint.
 [[nodiscard]] Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state);
 

@@ -4,10 +4,10 @@
 //     sum[m, i] += s_k,m * slot_i(k, m)          for the slots i < lora_rank_after of client k, for A and Bt alike
 //
 // with the client's factors (aggregate = parameters) or their change against what it received (deltas), and slot_i the
-// client's slot that stands at place i of the global adapter (its leading ones, or those chosen for it). Only the factors
-// that are sent in the round are summed. slot_norm = replicate keeps a second sum, over the clients of the largest
-// lora_rank alone, behind the first one. The weights
-// s are not normalised here: Z is only known once every client has reported (merge.hpp divides).
+// client's slot that stands at place i of the global adapter (its leading ones, or those chosen for it). Only the
+// factors that are sent in the round are summed. slot_norm = replicate keeps a second sum, over the clients of the
+// largest lora_rank alone, behind the first one. The weights s are not normalised here: Z is only known once every
+// client has reported (merge.hpp divides).
 //
 // If every weight that could reach a slot is 0 (all B A are zero), the merge falls back to uniform weights. Clients
 // with weight 0 are therefore also summed without weight, in a second sum that exists only once there is such a client.
@@ -46,9 +46,9 @@ private:
 
 /// One client's contribution, in canonical form.
 struct ClientUpload {
-    std::int64_t client = 0;             ///< for messages
-    std::span<const double> factors{};   ///< at lora_rank
-    std::int64_t lora_rank = 0;          ///< after pruning
+    std::int64_t client = 0;            ///< for messages
+    std::span<const double> factors{};  ///< at lora_rank
+    std::int64_t lora_rank = 0;         ///< after pruning
     /// Places of the client's slots in the global adapter, ascending; empty: the leading lora_rank ones.
     std::span<const std::int32_t> slots{};
     std::span<const double> received{};  ///< at received_lora_rank; used by deltas only

@@ -30,7 +30,7 @@ struct ClientReport {
     std::int64_t mpi_rank = 0;
     std::int64_t bytes_up = 0;    ///< what a real client would send (true_bytes_up())
     std::int64_t bytes_down = 0;  ///< what it would receive
-    bool dropped = false;  ///< non-finite: counts for nothing in the merge
+    bool dropped = false;         ///< non-finite: counts for nothing in the merge
     /// Weight before normalisation, per matrix (see client_weights()); may be empty if dropped.
     std::vector<double> weights{};
     /// Places of its slots in the global adapter, ascending; empty: the leading lora_rank_after ones.

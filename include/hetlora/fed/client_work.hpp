@@ -23,11 +23,11 @@ struct ClientWork {
 
 /// What one client gets and trains in a round.
 struct Distribution {
-    std::vector<double> received;          ///< canonical form at received_lora_rank
-    std::int64_t received_lora_rank = 0;   ///< the client's, or rank_max for receive = all
-    std::vector<std::int64_t> slots;       ///< its places in the global adapter, ascending; empty: the leading ones
+    std::vector<double> received;             ///< canonical form at received_lora_rank
+    std::int64_t received_lora_rank = 0;      ///< the client's, or rank_max for receive = all
+    std::vector<std::int64_t> slots;          ///< its places in the global adapter, ascending; empty: the leading ones
     std::vector<std::uint8_t> trained_slots;  ///< as ClientTask::trained_slots
-    double scale = 1.0;                    ///< s in W0 + s B A
+    double scale = 1.0;                       ///< s in W0 + s B A
 };
 /// @param global the global adapter at rank_max, the same on every mpi_rank
 [[nodiscard]] Distribution distribute(const RoundContext& context, std::int64_t round, const PlannedClient& client,

@@ -18,9 +18,9 @@
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
 #include "hetlora/fed/client_report.hpp"
+#include "hetlora/fed/low_rank.hpp"
 #include "hetlora/fed/plan.hpp"
 #include "hetlora/fed/population.hpp"
-#include "hetlora/fed/product_merge.hpp"
 
 namespace hetlora {
 
@@ -49,8 +49,8 @@ struct GatheredUpload {
 [[nodiscard]] std::vector<GatheredUpload> gather_uploads(Transport& transport, const RoundPlan& plan,
                                                          std::span<const GatheredUpload> mine);
 
-/// Copies root's change of the base to all mpi_ranks, one entry per adapted matrix.
-void broadcast_base_change(Transport& transport, std::vector<LowRankDelta>& change, std::size_t n_matrices);
+/// Copies root's change of the base to all mpi_ranks. An empty one becomes one with no slots in any matrix.
+void broadcast_base_change(Transport& transport, LowRankDelta& change, const AdapterLayout& layout);
 
 /// Writes the cohort's lora_ranks after pruning into every mpi_rank's population (dropped clients keep theirs).
 /// @param reports root's reports in cohort order; ignored elsewhere

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <span>
-#include <vector>
 
 #include "hetlora/fed/exchange.hpp"
 #include "hetlora/fed/merge.hpp"
@@ -26,10 +25,10 @@ struct GatheredMerge {
 [[nodiscard]] MergeResult merge_products(const GatheredMerge& input);
 /// merge = stack: the global adapter stays; only the weights and statistics of the round are filled in.
 [[nodiscard]] MergeResult keep_adapter(const GatheredMerge& input);
-/// merge = stack: sum_k p_k s_k B_k A_k as stacked factors, cut where base_update = truncated. Empty if all clients were
-/// dropped.
-[[nodiscard]] std::vector<LowRankDelta> stack_of(const GatheredMerge& input);
+/// merge = stack: sum_k p_k s_k B_k A_k as stacked factors, cut where base_update = truncated. Empty if all clients
+/// were dropped.
+[[nodiscard]] LowRankDelta stack_of(const GatheredMerge& input);
 /// base_update = residual: sum_k p_k s_k B_k A_k - s B A for the merged adapter B A. Empty if all clients were dropped.
-[[nodiscard]] std::vector<LowRankDelta> residual_of(const GatheredMerge& input, std::span<const double> merged);
+[[nodiscard]] LowRankDelta residual_of(const GatheredMerge& input, std::span<const double> merged);
 
 }  // namespace hetlora

@@ -33,8 +33,8 @@ struct FreshAdapter {
     std::int64_t round = 0;
     std::int64_t client = 0;
 };
-/// An adapter of a client's own for one round, of methods that start afresh in each (hashed with Purpose::fresh_adapter,
-/// round and client): A by the law, B = 0.
+/// An adapter of a client's own for one round, of methods that start afresh in each (hashed with
+/// Purpose::fresh_adapter, round and client): A by the law, B = 0.
 /// @param adapter canonical form at lora_rank
 void fresh_adapter(const AdapterLayout& layout, const AdapterInitLaw& law, const FreshAdapter& whose,
                    std::int64_t lora_rank, std::span<double> adapter);

@@ -57,9 +57,9 @@ struct RoundOutcome {
     MergeResult merge;
     double learning_rate = 0.0;
     std::int64_t base_delta_bytes = 0;  ///< what a real client would have to receive of this round's change of the base
-    double t_train_s = 0.0;      ///< of the slowest mpi_rank
-    double t_comm_s = 0.0;       ///< root's time in collectives, waiting for slower mpi_ranks included
-    double t_aggregate_s = 0.0;  ///< root's time in the merge
+    double t_train_s = 0.0;             ///< of the slowest mpi_rank
+    double t_comm_s = 0.0;              ///< root's time in collectives, waiting for slower mpi_ranks included
+    double t_aggregate_s = 0.0;         ///< root's time in the merge
 };
 
 /// s in W0 + s B A of a client of this lora_rank (lora.scale_rule). Only `constant` is the same for all.

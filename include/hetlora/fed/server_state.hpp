@@ -16,9 +16,9 @@
 namespace hetlora {
 
 struct ServerState {
-    std::vector<double> global;   ///< canonical form at rank_max; root's counts
-    std::vector<double> moment1;  ///< root only; empty without a server optimiser
-    std::vector<double> moment2;  ///< root only; empty but for adam
+    std::vector<double> global{};   ///< canonical form at rank_max; root's counts
+    std::vector<double> moment1{};  ///< root only; empty without a server optimiser
+    std::vector<double> moment2{};  ///< root only; empty but for adam
 };
 
 /// Replaces `merged` by what the server's optimiser makes of its distance to state.global (unchanged without one).

@@ -19,9 +19,9 @@ struct Policies {
     /// Which lora_rank slots of the global adapter a client trains: the leading ones, a hashed choice of the round,
     /// those of most energy, or the (matrix, slot) pairs that a first pass over its data scores highest.
     SlotSelect slot_select = SlotSelect::prefix;
-    Receive receive = Receive::selected;       ///< only these slots, or all of them with the others frozen
-    SlotScale slot_scale = SlotScale::none;    ///< sketch: scale times rank_max / lora_rank
-    Trainable trainable = Trainable::both;     ///< factors that train; alternate: B in odd rounds, A in even ones
+    Receive receive = Receive::selected;     ///< only these slots, or all of them with the others frozen
+    SlotScale slot_scale = SlotScale::none;  ///< sketch: scale times rank_max / lora_rank
+    Trainable trainable = Trainable::both;   ///< factors that train; alternate: B in odd rounds, A in even ones
     LocalExtra local_extra = LocalExtra::none;
     SharedFactors shared_factors = SharedFactors::both;  ///< a: B is never sent, every client keeps its own
     ClientWeight client_weight = ClientWeight::samples;

@@ -24,7 +24,8 @@ struct TrafficOf {
 
 /// Bytes that the client sends. slot_select = random needs no indices (seed, round and client give them to both sides);
 /// scored ones travel as one bit per pair.
-[[nodiscard]] std::int64_t true_bytes_up(const Strategy& strategy, const AdapterLayout& layout, const TrafficOf& client);
+[[nodiscard]] std::int64_t true_bytes_up(const Strategy& strategy, const AdapterLayout& layout,
+                                         const TrafficOf& client);
 /// Bytes that the client receives, without what went into the base in the round before (delta_bytes counts these).
 [[nodiscard]] std::int64_t true_bytes_down(const Strategy& strategy, const AdapterLayout& layout,
                                            const TrafficOf& client);
