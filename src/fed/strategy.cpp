@@ -113,7 +113,7 @@ void check_combination(const Strategy& s) {
         {s.server_optimizer != ServerOptimizer::none && !(factors && deltas), "server_optimizer",
          "it steps along the mean change of the factors: use merge = factors and aggregate = deltas"},
         {deltas && s.keep_uncovered != KeepUncovered::no, "keep_uncovered",
-         "the delta form never erases a slot, since uncovered slots get no change: remove it"},
+         "the delta form (aggregate = deltas) never erases a slot, since uncovered slots get no change: remove it"},
         {s.slot_scale == SlotScale::sketch && !(s.selects() && s.receive == Receive::selected), "slot_scale = sketch",
          "it makes up for slots that a client does not have: use slot_select = random"},
         {s.slot_select == SlotSelect::scored && !(s.receive == Receive::all && deltas && s.slot_norm == SlotNorm::all &&

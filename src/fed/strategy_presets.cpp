@@ -121,7 +121,7 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .requires_equal_lora_ranks = true,
          .paper = "Singhal et al., ACL 2025, arXiv:2410.09432 (FedEx-LoRA)",
          .description = "fedavg, and what the mean of the factors misses goes into the base",
-         .notes = {"Bytes down: the adapter and the residual as stacked factors (lora_rank times (clients + 1))."}},
+         .notes = {"Bytes down: the adapter and the residual as stacked factors (lora_rank times clients)."}},
         {.name = "ffa",
          .aliases = {},
          .policies = {.trainable = Trainable::b},

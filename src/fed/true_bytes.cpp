@@ -34,7 +34,7 @@ std::string symbols_down(const Policies& policies) {
         return policies.base_update == BaseUpdate::truncated ? "P(p), p <= sum_j r_j" : "P(sum_j r_j)";
     }
     std::string text = part(policies, policies.receive == Receive::all ? "R" : "r_k");
-    if (policies.base_update == BaseUpdate::residual) text += " + P((K + 1) r)";
+    if (policies.base_update == BaseUpdate::residual) text += " + P(sum_j r_j)";
     return text;
 }
 

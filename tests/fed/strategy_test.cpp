@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/config/strategy_names.hpp"
 
 namespace hetlora {
 namespace {
@@ -39,6 +40,26 @@ TEST(Strategy, the_default_is_hetlora_to_the_letter) {
 TEST(Strategy, aliases_are_the_same_method) {
     for (const std::string name : {"homlora", "fedit", "fedavg"}) {
         EXPECT_EQ(resolve_strategy(with_preset(name)).preset, "fedavg");
+    }
+}
+
+TEST(Strategy, the_config_knows_the_names_of_all_presets_and_no_others) {
+    std::vector<std::string> names;
+    for (const auto& preset : strategy_presets()) {
+        names.emplace_back(preset.name);
+        names.insert(names.end(), preset.aliases.begin(), preset.aliases.end());
+        const auto policies = resolve_strategy(with_preset(std::string(preset.name)));
+        EXPECT_EQ(has_rank_schedule(std::string(preset.name)), policies.rank_schedule != RankSchedule::none);
+    }
+    EXPECT_EQ(names, strategy_names());
+}
+
+TEST(Strategy, no_preset_is_a_renamed_other_row) {
+    for (const auto& a : strategy_presets()) {
+        for (const auto& b : strategy_presets()) {
+            const bool same_row = a.policies == b.policies && a.requires_equal_lora_ranks == b.requires_equal_lora_ranks;
+            EXPECT_EQ(same_row, a.name == b.name) << a.name << ", " << b.name;
+        }
     }
 }
 

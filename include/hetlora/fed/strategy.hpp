@@ -70,7 +70,7 @@ struct Strategy : Policies {
     double server_beta2 = 0.99;
     double server_epsilon = 1e-3;
     std::vector<std::int64_t> rank_levels;  ///< ascending; filled from the clients' lora_ranks where not given
-    double anneal_start = 0.25;
+    double anneal_start = 0.2;
 
     [[nodiscard]] bool prunes() const { return local_extra == LocalExtra::tail_prune; }
     /// Rounds end with a low-rank change of the frozen base on every mpi_rank.
