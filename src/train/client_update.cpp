@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/tensor/ops.hpp"
 
 namespace hetlora {
 namespace {
@@ -123,7 +124,7 @@ void update_client(AdapterGroup& adapters, OptimizerState& state, std::int64_t c
 
 void update_clients(AdapterGroup& adapters, OptimizerState& state, const AdapterLayout& layout,
                     std::span<const ClientStep> clients, const LocalOptions& options) {
-    if (!adapters.theta_CP.is_cpu()) return update_clients_aten(adapters, state, layout, clients, options);
+    if (!ops::has_kernels(adapters.theta_CP)) return update_clients_aten(adapters, state, layout, clients, options);
     for (std::size_t c = 0; c < clients.size(); ++c) {
         update_client(adapters, state, static_cast<std::int64_t>(c), layout, clients[c], options);
     }

@@ -37,7 +37,7 @@ struct ClientStep {
 void update_client(AdapterGroup& adapters, OptimizerState& state, std::int64_t client, const AdapterLayout& layout,
                    const ClientStep& step, const LocalOptions& options);
 
-/// update_client for the first clients of a group. On another device than the CPU it is update_clients_aten.
+/// update_client for the first clients of a group; without kernels for them (ops::has_kernels) update_clients_aten.
 void update_clients(AdapterGroup& adapters, OptimizerState& state, const AdapterLayout& layout,
                     std::span<const ClientStep> clients, const LocalOptions& options);
 
