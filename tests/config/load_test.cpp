@@ -9,6 +9,8 @@
 #include <fstream>
 
 #include "config_test_tools.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/config/strategy_names.hpp"
 
 namespace hetlora {
 namespace {

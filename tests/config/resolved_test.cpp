@@ -161,8 +161,9 @@ TEST(ReferenceIni, loading_it_with_the_required_keys_gives_the_defaults) {
     const auto settings = loaded(reference_ini(), required, RequiredFor::run);
 
     EXPECT_EQ(without_given(settings), without_given(loaded("", required)));
-    const auto unused = std::ranges::count_if(
-        config_schema(), [](const ConfigKey& key) { return why_unused(key, Settings{}).has_value() && key.default_text != ""; });
+    const auto unused = std::ranges::count_if(config_schema(), [](const ConfigKey& key) {
+        return why_unused(key, Settings{}).has_value() && key.default_text != "";
+    });
     EXPECT_EQ(std::ssize(settings.given), std::ssize(config_schema()) - unused);  // these are commented out
 }
 

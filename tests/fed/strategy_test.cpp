@@ -57,7 +57,8 @@ TEST(Strategy, the_config_knows_the_names_of_all_presets_and_no_others) {
 TEST(Strategy, no_preset_is_a_renamed_other_row) {
     for (const auto& a : strategy_presets()) {
         for (const auto& b : strategy_presets()) {
-            const bool same_row = a.policies == b.policies && a.requires_equal_lora_ranks == b.requires_equal_lora_ranks;
+            const bool same_row =
+                a.policies == b.policies && a.requires_equal_lora_ranks == b.requires_equal_lora_ranks;
             EXPECT_EQ(same_row, a.name == b.name) << a.name << ", " << b.name;
         }
     }
