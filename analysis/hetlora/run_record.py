@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from hetlora.errors import InputError, UserError, need
-from hetlora.find_runs import find_runs as find_runs
 from hetlora.run_config import Config, flat, read_config
+from hetlora.run_folders import find_runs as find_runs
 from hetlora.run_state import read_status, state_of
 
 RUN_SCHEMA = "hetlora-run"
@@ -167,8 +167,8 @@ def _read_rounds(record: RunRecord, groups: tuple[str, ...], describe: bool) -> 
 
 
 def _try_log(record: RunRecord, file: Path, groups: tuple[str, ...], describe: bool) -> str:
-    """Reads run.h5 into the record; the text of the damage if that fails. A live file is tried again."""
-    attempts = LIVE_READ_ATTEMPTS if record.status.get("state") == "running" else 1
+    """Reads run.h5 into the record; the text of the damage if that fails. A file that may still be written is tried again."""
+    attempts = 1 if (record.path / "COMPLETE").is_file() else LIVE_READ_ATTEMPTS
     for attempt in range(attempts):
         try:
             _read_log(record, file, groups, describe)
@@ -284,6 +284,7 @@ def _read_progress(record: RunRecord, file: Path, groups: tuple[str, ...]) -> No
     record.committed_rounds = len(lines)
     if not lines:
         return
+    record.source = file.name
     if "rounds" in groups:
         names = [name for name, value in lines[0].items() if not isinstance(value, (list, dict))]
         record.rounds = {name: column([line.get(name) for line in lines]) for name in names}
