@@ -167,13 +167,13 @@ def _read_rounds(record: RunRecord, groups: tuple[str, ...], describe: bool) -> 
 
 
 def _try_log(record: RunRecord, file: Path, groups: tuple[str, ...], describe: bool) -> str:
-    """Reads run.h5 into the record; the text of the damage if that fails. A file that may still be written is tried again."""
+    """Reads run.h5 into the record; the text of the damage if that fails. A live file is tried again."""
     attempts = 1 if (record.path / "COMPLETE").is_file() else LIVE_READ_ATTEMPTS
     for attempt in range(attempts):
         try:
             _read_log(record, file, groups, describe)
             return ""
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except (OSError, RuntimeError, LookupError, ValueError) as error:
             for group in GROUPS:
                 setattr(record, group, None if group == "layers" else {})
             damage = f"{file} cannot be read as HDF5: {' '.join(str(error).split())}"
@@ -259,8 +259,10 @@ def _cut(record: RunRecord, committed: int) -> None:
     if record.slots:
         record.slots = {name: v if name == "slot" else v[:committed] for name, v in record.slots.items()}
     if record.participation:
-        keep = record.participation["round"] < committed
-        if not keep.all():
+        # While the run goes on, columns may be caught with different numbers of rows past the committed ones.
+        n_events = min(map(len, record.participation.values()))
+        keep = np.flatnonzero(record.participation["round"][:n_events] < committed)
+        if any(len(values) != len(keep) for values in record.participation.values()):
             record.participation = {name: values[keep] for name, values in record.participation.items()}
     if record.layers and "round" in record.layers:
         keep = record.layers["round"] < committed
