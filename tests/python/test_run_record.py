@@ -193,7 +193,7 @@ def test_a_run_that_is_being_written_can_be_read(tmp_path):
     with subprocess.Popen([WRITER, tmp_path / "live", "0"], stdout=subprocess.PIPE, text=True) as writer:
         try:
             seen = 0
-            while seen < 20:
+            while seen < 8:
                 seen = int(writer.stdout.readline())
                 run = read_run(tmp_path / "live")
                 # It writes without a pause: a read may meet it half-way each time, and then takes progress.jsonl.
