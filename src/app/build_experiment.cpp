@@ -89,6 +89,22 @@ Population make_population(const Settings& settings, const Strategy& strategy, c
 
 }  // namespace
 
+std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
+    std::vector<ClientRow> rows;
+    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
+        rows.push_back({.name = corpus.client_name(k),
+                        .n_train_sequences = corpus.client_size(k).n_train_sequences,
+                        .n_train_tokens = population.at(k).n_loss_tokens,
+                        .initial_lora_rank = population.at(k).initial_lora_rank});
+    }
+    return rows;
+}
+
+std::vector<ClientRow> clients_of_data(const Settings& settings) {
+    const Corpus corpus(settings.data.path, corpus_options(settings));
+    return client_rows(corpus, make_population(settings, resolve_strategy(settings), corpus));
+}
+
 Experiment build_experiment(Transport& transport, const Settings& settings) {
     Experiment experiment;
     experiment.settings = settings;

@@ -19,7 +19,7 @@ import xarray as xr
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = Path(os.environ.get("HETLORA_BUILD_DIR", ROOT / "build")) / "tests" / "write_sample_log"
 KILLS = int(os.environ.get("HETLORA_TEST_KILLS", "5"))
-GROUPS = ("rounds", "slots", "participation", "clients", "provenance")
+GROUPS = ("rounds", "slots", "participation", "clients", "layers", "provenance")
 
 pytestmark = pytest.mark.skipif(not WRITER.exists(), reason=f"{WRITER} is not built")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not WRITER.exists(), reason=f"{WRITER} is not bu
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("log") / "run"
-    subprocess.run([WRITER, folder, "4"], check=True, capture_output=True)
+    subprocess.run([WRITER, folder, "4", "layers"], check=True, capture_output=True)
     return folder
 
 
@@ -61,6 +61,13 @@ def test_values_as_xarray_sees_them(run, engine):
         np.testing.assert_array_equal(events["round"], [1, 2, 2, 3, 3, 3, 4])
         np.testing.assert_array_equal(events.dropped, [0, 0, 0, 0, 0, 1, 0])
         assert events.dropped.dtype == np.int8
+    with xr.open_dataset(run / "run.h5", group="layers", engine=engine) as layers:
+        assert layers.singular_value.dims == ("round", "layer", "index")
+        assert layers.update_norm.dims == ("round", "layer") and layers.name.dims == ("layer",)
+        np.testing.assert_array_equal(layers["round"], [2, 4])
+        np.testing.assert_array_equal(layers.update_norm, [[2.0, 2.125], [4.0, 4.125]])
+        np.testing.assert_array_equal(layers.singular_value[1, 1], 4.125 / np.arange(1, 5))
+        assert np.isnan(layers.client_cosine[0]).all() and (layers.client_cosine[1] == 0.5).all()
     with xr.open_dataset(run / "run.h5", group="clients", engine=engine) as clients:
         names = [n.decode() if isinstance(n, bytes) else str(n) for n in clients.name.values]
         assert names == ["client 0", "client 1 ü", "client 2"]
@@ -101,6 +108,9 @@ def test_progress_and_status_are_the_same_rounds(run):
         assert [line["eval_loss"] for line in lines] == rounds.eval_loss.values.tolist()
         assert set(rounds.variables) <= set(lines[0])
     assert [len(line["participation"]) for line in lines] == [0, 1, 2, 3, 1]
+    with xr.open_dataset(run / "run.h5", group="layers") as layers:
+        assert [line["round"] for line in lines if "layers" in line] == layers["round"].values.tolist()
+        assert lines[4]["layers"][1]["singular_value"] == layers.singular_value.values[1, 1].tolist()
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["round"], status["rounds"]) == ("done", 4, 4)
     assert status["eval_loss"] is None
@@ -127,10 +137,10 @@ def test_the_examples_of_the_page_run(run, tmp_path):
     os.chdir(tmp_path)
     try:
         for example in examples:
-            exec(compile(example, "docs/run-log.md", "exec"), {})
+            exec(compile(example, "docs/run-log.md", "exec"), {"xr": xr})
     finally:
         os.chdir(before)
-    assert len(examples) == 3
+    assert len(examples) == 4
 
 
 def test_peft_style_adapter(run):

@@ -15,6 +15,7 @@
 #include "hetlora/fed/round.hpp"
 #include "hetlora/fed/strategy.hpp"
 #include "hetlora/model/engine.hpp"
+#include "hetlora/store/run_log_rows.hpp"
 #include "hetlora/train/evaluation.hpp"
 
 namespace hetlora {
@@ -38,6 +39,11 @@ struct Experiment {
 /// Loads model and data, draws the lora_ranks and checks that all of it fits together.
 /// @throws AgreedError on every mpi_rank
 [[nodiscard]] Experiment build_experiment(Transport& transport, const Settings& settings);
+
+/// The rows of /clients before training.
+[[nodiscard]] std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population);
+/// The same from the data file alone, without a model. @throws Error if the settings do not fit the data
+[[nodiscard]] std::vector<ClientRow> clients_of_data(const Settings& settings);
 
 /// What the user is told before training: clients, ranks drawn, parameters, bytes a round, threads, device.
 [[nodiscard]] std::string describe_experiment(const Experiment& experiment, const Transport& transport);
