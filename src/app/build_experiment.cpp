@@ -249,6 +249,11 @@ UploadAccumulator make_accumulator(const Experiment& experiment) {
              .reduction = experiment.settings.comm.reduction}};
 }
 
+std::optional<UpdateDrift> make_drift(const Experiment& experiment) {
+    if (experiment.settings.log.spectra == 0) return std::nullopt;
+    return UpdateDrift(experiment.layout, experiment.settings.lora.rank_max, experiment.settings.comm.reduction);
+}
+
 RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,
                            UploadAccumulator& accumulator, const Settings& settings) {
     return {.transport = transport,

@@ -55,6 +55,7 @@ public:
           files_(files),
           init_(adapter_init_law(experiment.settings)),
           accumulator_(make_accumulator(experiment)),
+          drift_(make_drift(experiment)),
           global_(initial_adapter(experiment.layout, init_)) {}
 
     void before_training() {
@@ -110,9 +111,12 @@ public:
     void one_round(std::int64_t round) {
         Stopwatch watch;
         const Traffic traffic = transport_.traffic();
-        const std::vector<double> received_from = experiment_.settings.output.trace ? global_ : std::vector<double>();
-        const RoundContext context =
+        const bool looks = is_spectra_round(experiment_.settings, round);
+        const std::vector<double> received_from =
+            experiment_.settings.output.trace || looks ? global_ : std::vector<double>();
+        RoundContext context =
             round_context(transport_, experiment_, *experiment_.population, accumulator_, experiment_.settings);
+        if (looks) context.drift = &*drift_;
         const RoundOutcome outcome = run_round(context, round, global_);
         RoundRecord record;
         record.round.round = round;
@@ -215,6 +219,9 @@ private:
             row.peak_memory_bytes = peak[0];
             record.slots = {.energy = slots.energy, .n_contributors = slots.n_contributors};
             if (outcome != nullptr) record.participation = participation_rows(*outcome);
+            if (outcome != nullptr && is_spectra_round(experiment_.settings, row.round)) {
+                record.layers = layer_rows(experiment_, received_from, global_, outcome->client_cosines);
+            }
             Stopwatch io_watch;
             if (files_->trace) {
                 if (outcome != nullptr) {
@@ -228,7 +235,7 @@ private:
                 io_watch.seconds();  // the log's own time is known after it is written: it counts in the next row
             row.t_round_s = watch.seconds();
             io_watch.lap();
-            files_->log.append_round(row, record.participation, record.slots);
+            files_->log.append_round(row, record.participation, record.slots, record.layers);
             files_->progress.append(record);
             files_->status.round = row.round;
             files_->status.train_loss = row.train_loss;
@@ -329,6 +336,7 @@ private:
     std::optional<RunFiles>& files_;
     AdapterInitLaw init_;
     UploadAccumulator accumulator_;
+    std::optional<UpdateDrift> drift_;  ///< with log.spectra
     std::vector<double> global_;
     std::vector<double> base_losses_;
     RoundRow first_;

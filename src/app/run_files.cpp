@@ -17,6 +17,9 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
                         const std::string& command_line) {
     RunLogHeader header{
         .run_id = run_id, .creator_version = build_info::version, .rank_max = experiment.settings.lora.rank_max};
+    if (experiment.settings.log.spectra > 0) {
+        for (const AdaptedMatrix& matrix : experiment.layout.matrices) header.layers.push_back(matrix.name);
+    }
     header.clients = client_rows(*experiment.corpus, *experiment.population);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");

@@ -94,6 +94,7 @@ void upload_client(const RoundContext& context, std::span<const double> received
         report.dropped = true;
         return;
     }
+    if (context.drift != nullptr) context.drift->add(upload, lora_rank_after, received, lora_rank);
     report.weights = std::move(weights);
     report.lora_rank_after = lora_rank_after;
     if (!kept.empty()) sent = std::move(kept);
@@ -181,6 +182,7 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vec
     std::vector<ClientReport> mine;
     std::vector<TracedClient> traced;
     context.accumulator.clear();
+    if (context.drift != nullptr) context.drift->clear();
     skip_wait_for_look();
     agree(transport, fmt::format("training round {}", round), [&] {
         throw_if_stop_requested();  // an MPI rank without packs, too
@@ -195,6 +197,7 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vec
     outcome.reports = gather_reports(transport, outcome.plan, mine);
     check_dropped(context, round, outcome.reports);
     const std::vector<double> sums = reduce_uploads(transport, context.accumulator);
+    if (context.drift != nullptr) outcome.client_cosines = reduce_drift(transport, *context.drift);
     if (context.settings.output.trace) outcome.traced = gather_trace(transport, traced);
     outcome.t_comm_s += watch.lap();
 

@@ -1,11 +1,14 @@
-// write_sample_log FOLDER ROUNDS [layers] [plain]
+// write_sample_log FOLDER ROUNDS [layers] [plain] [slowly]
 // Makes FOLDER a run folder (run.h5, progress.jsonl, status.json, trace.h5, adapter/) with made-up values for
 // tests/python/test_run_log.py. After each round it prints the number of committed rows; ROUNDS = 0 goes on until it is
-// killed. With the word "layers" every second round has /layers, with "plain" there is no further metric.
+// killed. With the word "layers" every second round has /layers, with "plain" there is no further metric,
+// with "slowly" some milliseconds lie between the rounds.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <string_view>
+#include <thread>
 
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/run_folder.hpp"
@@ -51,6 +54,7 @@ struct SampleOptions {
     std::int64_t rounds = 0;
     bool layers = false;
     bool plain = false;
+    bool slowly = false;
 };
 
 void write_sample(const std::filesystem::path& path, const SampleOptions& options) {
@@ -78,6 +82,7 @@ void write_sample(const std::filesystem::path& path, const SampleOptions& option
         write_status(folder.status(), status);
         std::printf("%lld\n", static_cast<long long>(log.committed_rounds()));
         std::fflush(stdout);
+        if (options.slowly) std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
     log.close();
     trace.close();
@@ -91,13 +96,14 @@ void write_sample(const std::filesystem::path& path, const SampleOptions& option
 
 int main(int argc, char** argv) {
     if (argc < 3) {
-        std::fputs("usage: write_sample_log FOLDER ROUNDS [layers] [plain] (ROUNDS = 0: until killed)\n", stderr);
+        std::fputs("usage: write_sample_log FOLDER ROUNDS [layers] [plain] [slowly] (ROUNDS = 0: until killed)\n", stderr);
         return 2;
     }
     try {
         hetlora::SampleOptions options{.rounds = std::atoll(argv[2])};
         for (int i = 3; i < argc; ++i) {
             options.layers |= std::string_view(argv[i]) == "layers";
+            options.slowly |= std::string_view(argv[i]) == "slowly";
             options.plain |= std::string_view(argv[i]) == "plain";
         }
         hetlora::write_sample(argv[1], options);

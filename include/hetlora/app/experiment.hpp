@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,9 @@ struct Experiment {
 
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);
+
+/// The sums of unit updates of a round, empty; nothing without log.spectra.
+[[nodiscard]] std::optional<UpdateDrift> make_drift(const Experiment& experiment);
 
 /// What run_round() asks for. The references (settings may be changed ones) must outlive the rounds.
 [[nodiscard]] RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,

@@ -5,7 +5,8 @@
 //   2. (agree() over the training of this round, comm/agree.hpp)
 //   3. gather_reports          one record per client to root
 //   4. reduce_uploads          flags of used weights to all, then the weighted sums to root
-//   5. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
+//   5. reduce_drift            in the rounds that log.spectra looks at: sums of unit updates to root
+//   6. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,7 @@
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
 #include "hetlora/fed/client_report.hpp"
+#include "hetlora/fed/drift.hpp"
 #include "hetlora/fed/plan.hpp"
 #include "hetlora/fed/population.hpp"
 
@@ -35,6 +37,9 @@ void broadcast_adapter(Transport& transport, std::span<double> global, Precision
 /// @return on root P(rank_max) sums in canonical form, elsewhere nothing. With the exact reduction these are the fp64
 ///         values nearest to the exact sums, whatever the number of mpi_ranks
 [[nodiscard]] std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator);
+
+/// The clients' mean pairwise cosines, one per matrix: on root, elsewhere nothing.
+[[nodiscard]] std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift);
 
 /// Writes the cohort's lora_ranks after pruning into every mpi_rank's population (dropped clients keep theirs).
 /// @param reports root's reports in cohort order; ignored elsewhere

@@ -14,6 +14,7 @@
 #include "hetlora/comm/transport.hpp"
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
+#include "hetlora/fed/drift.hpp"
 #include "hetlora/fed/initial_adapter.hpp"
 #include "hetlora/fed/merge.hpp"
 #include "hetlora/fed/plan.hpp"
@@ -33,6 +34,7 @@ struct RoundContext {
     const Strategy& strategy;
     AdapterInitLaw init;
     PlanOptions plan;
+    UpdateDrift* drift = nullptr;  ///< on every mpi_rank where the round's drift is wanted, else on none
 };
 
 /// A participation as a replay needs it; gathered only where a trace is wanted.
@@ -49,6 +51,7 @@ struct RoundOutcome {
     std::vector<ClientReport> reports;  ///< in cohort order
     std::vector<TracedClient> traced;   ///< in cohort order; empty without output.trace
     MergeResult merge;
+    std::vector<double> client_cosines;  ///< per matrix (drift.hpp); empty without RoundContext::drift
     double learning_rate = 0.0;
     double t_train_s = 0.0;      ///< of the slowest mpi_rank
     double t_comm_s = 0.0;       ///< root's time in collectives, waiting for slower mpi_ranks included
