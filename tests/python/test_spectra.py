@@ -46,7 +46,9 @@ class Trace:
         with h5py.File(path) as file:
             self.matrices = [
                 (name.decode(), int(d_out), int(d_in))
-                for name, d_out, d_in in zip(*(file[f"matrices/{k}"][:] for k in ("name", "d_out", "d_in")), strict=True)
+                for name, d_out, d_in in zip(
+                    *(file[f"matrices/{k}"][:] for k in ("name", "d_out", "d_in")), strict=True
+                )
             ]
             self.rank_max = int(file.attrs["rank_max"])
             self.globals = {

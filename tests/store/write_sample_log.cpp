@@ -82,7 +82,7 @@ void write_sample(const std::filesystem::path& path, const SampleOptions& option
         write_status(folder.status(), status);
         std::printf("%lld\n", static_cast<long long>(log.committed_rounds()));
         std::fflush(stdout);
-        if (options.slowly) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        if (options.slowly) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     log.close();
     trace.close();
@@ -96,7 +96,8 @@ void write_sample(const std::filesystem::path& path, const SampleOptions& option
 
 int main(int argc, char** argv) {
     if (argc < 3) {
-        std::fputs("usage: write_sample_log FOLDER ROUNDS [layers] [plain] [slowly] (ROUNDS = 0: until killed)\n", stderr);
+        std::fputs("usage: write_sample_log FOLDER ROUNDS [layers] [plain] [slowly] (ROUNDS = 0: until killed)\n",
+                   stderr);
         return 2;
     }
     try {
