@@ -1,4 +1,4 @@
-"""/layers of run.h5 (log.spectra) against NumPy on the dense products, on any number of MPI ranks, and after a resume."""
+"""/layers of run.h5 (log.spectra) against NumPy on dense products, on any number of MPI ranks, and after a resume."""
 
 import json
 import sys
