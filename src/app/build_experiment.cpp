@@ -104,6 +104,23 @@ std::vector<Entry> gather_in_order(Transport& transport, const std::vector<Entry
 
 }  // namespace
 
+std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
+    std::vector<ClientRow> rows;
+    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
+        rows.push_back({.name = corpus.client_name(k),
+                        .n_train_sequences = corpus.client_size(k).n_train_sequences,
+                        .n_train_tokens = population.at(k).n_loss_tokens,
+                        .initial_lora_rank = population.at(k).initial_lora_rank});
+    }
+    return rows;
+}
+
+std::vector<ClientRow> clients_of_data(const Settings& settings) {
+    const Corpus corpus(settings.data.path, corpus_options(settings));
+    Strategy strategy = resolve_strategy(settings);
+    return client_rows(corpus, make_population(settings, strategy, corpus));
+}
+
 Experiment build_experiment(Transport& transport, const Settings& settings) {
     Experiment experiment;
     experiment.settings = settings;
@@ -287,6 +304,11 @@ UploadAccumulator make_accumulator(const Experiment& experiment) {
              .slot_norm = experiment.strategy.slot_norm,
              .aggregate = experiment.strategy.aggregate,
              .reduction = experiment.settings.comm.reduction}};
+}
+
+std::optional<UpdateDrift> make_drift(const Experiment& experiment) {
+    if (experiment.settings.log.spectra == 0) return std::nullopt;
+    return UpdateDrift(experiment.layout, experiment.settings.lora.rank_max, experiment.settings.comm.reduction);
 }
 
 RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,

@@ -14,6 +14,7 @@
 #include "hetlora/app/info.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/plan_run.hpp"
+#include "hetlora/app/repair.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
@@ -66,8 +67,8 @@ int hand_over_to_python(const CommandLine& command) {
 /// MPI ranks with other settings than root's would wait for each other for ever, or mix two experiments.
 void check_same_settings(Transport& transport, const Settings& settings, bool resume) {
     // Without paths, which may differ from host to host; with all that changes the order of collective calls.
-    const std::string mine = fmt::format("{} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
-                                         settings.output.trace, resume);
+    const std::string mine = fmt::format("{} {} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
+                                         settings.output.trace, settings.log.spectra, resume);
     std::string root = mine;
     std::array<std::int64_t, 1> size{std::ssize(root)};
     transport.broadcast_values(size);
@@ -210,11 +211,30 @@ int run_pretrain(Transport& transport, const CommandLine& command, Terminal& ter
     return 0;
 }
 
+/// One folder's error does not keep the others from being repaired. @return the exit code of the first error
+int repair_runs(const std::vector<std::string>& folders) {
+    if (folders.size() == 1) {
+        std::fputs(repair_run(folders.front()).c_str(), stdout);
+        return 0;
+    }
+    int code = 0;
+    for (const std::string& folder : folders) {
+        try {
+            const std::string text = repair_run(folder);
+            std::printf("%s:\n%s", folder.c_str(), text.c_str());
+        } catch (const Error& error) {
+            std::fprintf(stderr, "hetlora: %s\n", error.what());
+            if (code == 0) code = static_cast<int>(error.code());
+        }
+    }
+    return code;
+}
+
 }  // namespace
 
 bool is_plain_verb(const CommandLine& command) {
     return command.help || command.version || command.verb.empty() || command.verb == "strategies" ||
-           command.verb == "info" || command.verb == "sweep" || verb_of(command).in_python;
+           command.verb == "info" || command.verb == "repair" || command.verb == "sweep" || verb_of(command).in_python;
 }
 
 int run_plain_verb(const CommandLine& command) {
@@ -227,6 +247,8 @@ int run_plain_verb(const CommandLine& command) {
                    stdout);
     } else if (command.verb == "info") {
         std::fputs(describe_path(command.words.front()).c_str(), stdout);
+    } else if (command.verb == "repair") {
+        return repair_runs(command.words);
     } else if (command.verb == "sweep") {
         return sweep::run_sweep(command, {.usable_cores = usable_cores(), .free_memory_bytes = free_memory_bytes()});
     } else {

@@ -56,6 +56,7 @@ public:
           files_(files),
           init_(adapter_init_law(experiment.settings)),
           accumulator_(make_accumulator(experiment)),
+          drift_(make_drift(experiment)),
           private_files_(experiment.settings.output.dir / "private", init_.round_to_fp32) {
         server_.global = initial_adapter(experiment.layout, init_);
     }
@@ -76,7 +77,7 @@ public:
         });
         record.round.t_eval_s = watch.seconds();
         finish_round(record, traffic, watch, slot_statistics(experiment_.layout, server_.global, init_.rank_max, {}),
-                     nullptr);
+                     nullptr, {});
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
             base_losses_ = client_losses(transport_, experiment_, server_.global);
@@ -112,8 +113,11 @@ public:
     void one_round(std::int64_t round) {
         Stopwatch watch;
         const Traffic traffic = transport_.traffic();
-        const RoundContext context = round_context(transport_, experiment_, *experiment_.population, accumulator_,
-                                                   experiment_.settings, &private_files_);
+        const bool looks = is_spectra_round(experiment_.settings, round);
+        const std::vector<double> global_before = looks ? server_.global : std::vector<double>();
+        RoundContext context = round_context(transport_, experiment_, *experiment_.population, accumulator_,
+                                             experiment_.settings, &private_files_);
+        if (looks) context.drift = &*drift_;
         const RoundOutcome outcome = run_round(context, round, server_);
         RoundRecord record;
         record.round.round = round;
@@ -127,7 +131,7 @@ public:
             fill_from_evaluation(record.round, evaluate());
             record.round.t_eval_s = evaluation_watch.seconds();
         }
-        finish_round(record, traffic, watch, outcome.merge.slots, &outcome);
+        finish_round(record, traffic, watch, outcome.merge.slots, &outcome, global_before);
         last_ = record.round;
         if (std::isfinite(record.round.t_eval_s)) {
             agree(transport_, "checking the evaluation loss",
@@ -177,7 +181,8 @@ public:
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                                           .metadata = adapter_metadata()});
             if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
-                write(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_), 1);  // a finished run keeps its last one only
+                write(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_),
+                      1);  // a finished run keeps its last one only
             }
             close_log();
             if (files_->trace) files_->trace->close();
@@ -229,7 +234,7 @@ private:
 
     /// Completes the row of a round and commits it on root: log first, then the second copy, then the status.
     void finish_round(RoundRecord& record, const Traffic& before, const Stopwatch& watch, const SlotStatistics& slots,
-                      const RoundOutcome* outcome) {
+                      const RoundOutcome* outcome, std::span<const double> global_before) {
         std::array<std::int64_t, 2> moved{transport_.traffic().up_bytes - before.up_bytes,
                                           transport_.traffic().down_bytes - before.down_bytes};
         std::array<std::int64_t, 2> peak{peak_memory_bytes(),
@@ -245,6 +250,9 @@ private:
             row.peak_memory_bytes = peak[0];
             record.slots = {.energy = slots.energy, .n_contributors = slots.n_contributors};
             if (outcome != nullptr) record.participation = participation_rows(*outcome);
+            if (outcome != nullptr && is_spectra_round(experiment_.settings, row.round)) {
+                record.layers = layer_rows(experiment_, global_before, server_.global, outcome->client_cosines);
+            }
             Stopwatch io_watch;
             if (files_->trace) {
                 if (outcome != nullptr) {
@@ -258,7 +266,7 @@ private:
                 io_watch.seconds();  // the log's own time is known after it is written: it counts in the next row
             row.t_round_s = watch.seconds();
             io_watch.lap();
-            files_->log.append_round(row, record.participation, record.slots);
+            files_->log.append_round(row, record.participation, record.slots, record.layers);
             files_->progress.append(record);
             files_->status.round = row.round;
             files_->status.train_loss = row.train_loss;
@@ -351,6 +359,7 @@ private:
     std::optional<RunFiles>& files_;
     AdapterInitLaw init_;
     UploadAccumulator accumulator_;
+    std::optional<UpdateDrift> drift_;  ///< with log.spectra
     ServerState server_;
     PrivateFiles private_files_;
     std::int64_t delta_bytes_ = 0;  ///< of the base's change in the last round

@@ -17,13 +17,10 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
                         const std::string& command_line) {
     RunLogHeader header{
         .run_id = run_id, .creator_version = build_info::version, .rank_max = experiment.settings.lora.rank_max};
-    const Corpus& corpus = *experiment.corpus;
-    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
-        header.clients.push_back({.name = corpus.client_name(k),
-                                  .n_train_sequences = corpus.client_size(k).n_train_sequences,
-                                  .n_train_tokens = experiment.population->at(k).n_loss_tokens,
-                                  .initial_lora_rank = experiment.population->at(k).initial_lora_rank});
+    if (experiment.settings.log.spectra > 0) {
+        for (const AdaptedMatrix& matrix : experiment.layout.matrices) header.layers.push_back(matrix.name);
     }
+    header.clients = client_rows(*experiment.corpus, *experiment.population);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");
     header.provenance.texts["config"] = resolved_ini(experiment.settings);

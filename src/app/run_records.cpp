@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "hetlora/base/text.hpp"
+#include "hetlora/fed/spectra.hpp"
 #include "hetlora/fed/weights.hpp"
 
 namespace hetlora {
@@ -78,6 +79,33 @@ void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<con
     row.adapter_norm = summary.norm;
     row.effective_rank = summary.effective_rank;
     row.slots_alive = slots.slots_alive;
+}
+
+bool is_spectra_round(const Settings& settings, std::int64_t round) {
+    const std::int64_t every = settings.log.spectra;
+    return every > 0 && round > 0 && (round % every == 0 || round == settings.experiment.rounds);
+}
+
+std::vector<LayerRow> layer_rows(const Experiment& experiment, std::span<const double> before,
+                                 std::span<const double> global, std::span<const double> client_cosines) {
+    const LoraSettings& lora = experiment.settings.lora;
+    const std::vector<MatrixSpectrum> spectra = matrix_spectra({.layout = experiment.layout,
+                                                                .global = global,
+                                                                .previous = before,
+                                                                .rank_max = lora.rank_max,
+                                                                .rank_min = lora.rank_min,
+                                                                .scale = experiment.global_scale});
+    std::vector<LayerRow> rows;
+    for (std::size_t m = 0; m < spectra.size(); ++m) {
+        rows.push_back({.name = experiment.layout.matrices[m].name,
+                        .update_norm = spectra[m].update_norm,
+                        .product_norm = spectra[m].product_norm,
+                        .effective_rank = spectra[m].effective_rank,
+                        .leading_energy = spectra[m].leading_energy,
+                        .client_cosine = client_cosines[m],
+                        .singular_value = spectra[m].singular_values});
+    }
+    return rows;
 }
 
 void fill_from_evaluation(RoundRow& row, const EvaluationSums& sums) {

@@ -75,6 +75,15 @@ void add_checkpoint(std::vector<ConfigKey>& rows) {
                    &S::lead_s, at_least(0));
 }
 
+void add_log(std::vector<ConfigKey>& rows) {
+    using S = LogSettings;
+    SectionBuilder<S> section("log", &Settings::log, rows);
+    section.integer({"spectra", Identity::none,
+                     "rounds between looks at every adapted matrix (norms, singular values, drift: /layers of run.h5; "
+                     "after the last round, too); 0 = never"},
+                    &S::spectra, at_least(0));
+}
+
 void add_output(std::vector<ConfigKey>& rows) {
     using S = OutputSettings;
     SectionBuilder<S> section("output", &Settings::output, rows);
@@ -124,6 +133,7 @@ void add_environment_rows(std::vector<ConfigKey>& rows) {
     add_compute(rows);
     add_comm(rows);
     add_checkpoint(rows);
+    add_log(rows);
     add_output(rows);
     add_pretrain(rows);
 }

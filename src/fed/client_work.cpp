@@ -91,6 +91,26 @@ void score_slots(const RoundContext& context, std::span<const ClientTask> tasks,
     }
 }
 
+/// A client's update for the drift of the round, at its places in the global adapter.
+void add_to_drift(const RoundContext& context, std::span<const double> sent, std::span<const double> received,
+                  std::span<const std::int32_t> places) {
+    const AdapterLayout& layout = context.engine.layout();
+    const auto slots_of = [&](std::span<const double> adapter) {
+        return std::ssize(adapter) / layout.parameters_per_slot();
+    };
+    if (places.empty() || slots_of(sent) != std::ssize(places)) {
+        context.drift->add(sent, slots_of(sent), received, slots_of(received));
+        return;
+    }
+    const std::int64_t rank_max = context.init.rank_max;
+    const std::vector<std::int64_t> slots(places.begin(), places.end());
+    std::vector<double> sent_placed(static_cast<std::size_t>(layout.parameters(rank_max)));
+    std::vector<double> received_placed(sent_placed.size());
+    place_slots<double>(layout, sent, slots, sent_placed, rank_max);
+    place_slots<double>(layout, received, slots, received_placed, rank_max);
+    context.drift->add(sent_placed, rank_max, received_placed, rank_max);
+}
+
 /// Prunes a client, weighs what it sends and hands it to the server's side of this mpi_rank. A client whose adapter
 /// cannot be summed is left out as one that is not finite: its training diverged just as well, and it must not end the
 /// others' run.
@@ -154,6 +174,7 @@ void upload_client(const RoundContext& context, std::int64_t round, const Distri
         report.lora_rank_after = report.lora_rank_before;
         return;
     }
+    if (context.drift != nullptr) add_to_drift(context, sent, received, slots);
     report.slots = std::move(slots);
     if (strategy.is_personal()) {
         std::vector<double> own(b_values(layout, upload_lora_rank));

@@ -50,12 +50,10 @@ std::vector<ClientReport> gather_reports(Transport& transport, const RoundPlan& 
     return ordered;
 }
 
-std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator) {
-    std::vector<std::int64_t> has_weight = accumulator.has_weight();
-    transport.all_max(has_weight);
-    accumulator.settle(has_weight);
+namespace {
 
-    const UploadSum& sums = accumulator.sums();
+/// The sums over all mpi_ranks, on root.
+std::vector<double> reduce_sums(Transport& transport, const UploadSum& sums) {
     std::vector<double> totals(transport.is_root() ? sums.size() : 0);
     if (sums.kind() == ReductionKind::fast) {
         transport.reduce_sum(sums.fast(), totals);
@@ -72,6 +70,22 @@ std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accu
         if (transport.is_root()) ExactSum::from_limbs(total_limbs, std::span(totals).subspan(first, n));
     }
     return totals;
+}
+
+}  // namespace
+
+std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator) {
+    std::vector<std::int64_t> has_weight = accumulator.has_weight();
+    transport.all_max(has_weight);
+    accumulator.settle(has_weight);
+    return reduce_sums(transport, accumulator.sums());
+}
+
+std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift) {
+    std::vector<std::int64_t> counts(transport.is_root() ? drift.counts().size() : 0);
+    transport.reduce_sum(drift.counts(), counts);
+    const std::vector<double> sums = reduce_sums(transport, drift.sums());
+    return transport.is_root() ? drift.mean_cosines(sums, counts) : std::vector<double>();
 }
 
 std::vector<GatheredUpload> gather_uploads(Transport& transport, const RoundPlan& plan,

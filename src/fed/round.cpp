@@ -24,6 +24,7 @@ ClientWork train_packs(const RoundContext& context, const RoundPlan& plan, std::
     ClientWork work;
     context.accumulator.begin(
         {.sent = sent_factors(context.strategy, plan.round), .largest_lora_rank = largest_lora_rank(plan)});
+    if (context.drift != nullptr) context.drift->clear();
     skip_wait_for_look();
     agree(context.transport, fmt::format("training round {}", plan.round), [&] {
         throw_if_stop_requested();  // an MPI rank without packs, too
@@ -169,6 +170,7 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerSt
     outcome.reports = gather_reports(transport, outcome.plan, work.reports);
     check_dropped(context, round, outcome.reports);
     const Inbox inbox = collect(context, outcome.plan, work.uploads);
+    if (context.drift != nullptr) outcome.client_cosines = reduce_drift(transport, *context.drift);
     if (context.settings.output.trace) outcome.traced = gather_trace(transport, work.traced);
     outcome.t_comm_s += watch.lap();
 

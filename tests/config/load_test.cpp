@@ -161,8 +161,9 @@ TEST(LoadProblem, keys_without_a_section_are_named) {
 TEST(LoadProblem, unknown_sections_are_named_once) {
     EXPECT_EQ(
         problems("[loar]\nrank_max = 8\nrank_min = 2\n[lora]\nrank_max = 16\n"),
-        Texts{"a.ini:1: there is no section [loar]; did you mean lora? (sections: experiment, model, data, lora, "
-              "local, strategy, evaluation, compute, comm, checkpoint, output, pretrain); its keys were not read"});
+        Texts{
+            "a.ini:1: there is no section [loar]; did you mean lora? (sections: experiment, model, data, lora, "
+            "local, strategy, evaluation, compute, comm, checkpoint, log, output, pretrain); its keys were not read"});
 }
 
 TEST(LoadProblem, lines_that_are_no_ini_are_named) {

@@ -9,8 +9,11 @@ import numpy as np
 from hetlora.compare_statistics import mean_interval
 from hetlora.run_record import RunRecord
 from hetlora.runs_settings import SEEDS, swept_settings
+from hetlora.table import rank_law
 
 LEVEL = 0.95
+LONGEST_LABEL = 28
+SECTIONS_OF_THE_MACHINE = ("compute", "comm", "checkpoint", "output", "log")
 TIME_PARTS = (
     ("t_train_s", "local training"), ("t_comm_s", "communication"), ("t_aggregate_s", "aggregation"),
     ("t_eval_s", "evaluation"), ("t_io_s", "writing"),
@@ -33,26 +36,40 @@ class Method:
 def methods_of(records: list[RunRecord]) -> list[Method]:
     """The runs grouped by every swept key but the seeds; labels name those keys' values."""
     swept = swept_settings(records) if len(records) > 1 else {}
-    keys = [key for key in swept if not (key.startswith("experiment.") and key.split(".")[1] in (*SEEDS, "seed"))]
-    methods: dict[str, Method] = {}
+    keys = [key for key in swept if not _says_nothing_of_the_method(key)]
+    methods: dict[tuple, Method] = {}
     for i, record in enumerate(records):
-        label = _label({key: swept[key][i] for key in keys}) or _plain_name(record, records)
-        methods.setdefault(label, Method(label)).records.append(record)
-    return list(methods.values())
+        choice = tuple(str(swept[key][i]) for key in keys)
+        methods.setdefault(choice, Method(_label({key: swept[key][i] for key in keys}, record))).records.append(record)
+    found = list(methods.values())
+    names = [method.records[0].name for method in found]
+    own_names = len(set(names)) == len(names) and all(len(method.records) == 1 for method in found)
+    if own_names and len(found) > 1 and max(len(method.label) for method in found) > LONGEST_LABEL:
+        for method in found:
+            method.label = method.records[0].name  # runs named one by one: their names are shorter than what they vary
+    for method in found:
+        twins = [other for other in found if other.label == method.label]
+        for number, twin in enumerate(twins[1:], start=2):
+            twin.label = f"{twin.label} ({number})"
+    return found
 
 
-def _label(values: dict[str, object]) -> str:
+def _says_nothing_of_the_method(key: str) -> bool:
+    section, _, name = key.partition(".")
+    return section in SECTIONS_OF_THE_MACHINE or (section == "experiment" and name in (*SEEDS, "seed", "tags"))
+
+
+def _label(swept: dict[str, object], record: RunRecord) -> str:
+    """Method first, then the law of the ranks in a word, then what else was varied."""
     parts = []
-    for key, value in values.items():
-        if value in (None, ""):
-            continue
-        parts.append(str(value) if key == "strategy.preset" else f"{key.split('.')[-1]} {value}")
-    return ", ".join(parts)
-
-
-def _plain_name(record: RunRecord, records: list[RunRecord]) -> str:
-    preset = record.setting("strategy.preset")
-    return str(preset) if preset and len({r.setting("strategy.preset") for r in records}) == 1 else record.name
+    if "strategy.preset" in swept or not swept:
+        parts.append(str(record.setting("strategy.preset") or record.name))
+    if any(key.startswith("lora.rank") for key in swept):
+        parts.append(rank_law(record.config.get("lora", {})))
+    for key, value in swept.items():
+        if key != "strategy.preset" and not key.startswith("lora.rank") and value not in (None, "", "preset"):
+            parts.append(f"{key.split('.')[-1]} {value}")
+    return ", ".join(parts) or record.name
 
 
 def short(value: float) -> float | None:
@@ -70,7 +87,7 @@ def values(record: RunRecord, name: str) -> np.ndarray:
 
 
 def curve(methods: list[Method], name: str) -> list[dict]:
-    """One row per method and round that some seed measured: mean over seeds and its 95 % interval (from two seeds on)."""
+    """One row per method and round that some seed measured: mean over seeds, and its 95 % interval from two on."""
     rows = []
     for method in methods:
         by_round = defaultdict(list)
@@ -142,7 +159,7 @@ def slot_energy(methods: list[Method]) -> list[dict]:
 
 
 def weights(methods: list[Method]) -> list[dict]:
-    """Aggregation weight times cohort size (1 = a fair share) by lora_rank: mean, quartiles, over all participations."""
+    """Aggregation weight times cohort size (1 = a fair share) by lora_rank: mean and quartiles over all."""
     rows = []
     for method in methods:
         cells = defaultdict(list)
@@ -209,7 +226,7 @@ def layer_share(methods: list[Method]) -> list[dict]:
     rows = []
     for method in methods:
         layers = method.first.layers or {}
-        share = layers.get("leading_share")
+        share = layers.get("leading_energy")
         if share is None:
             continue
         names = layers.get("name", np.arange(np.asarray(share).shape[-1]).astype(str))

@@ -1,4 +1,4 @@
-"""Colours and chart settings, for light and dark pages and for print. Okabe-Ito colours: safe for colour-blind readers."""
+"""Colours and chart settings for light pages, dark ones and print: Okabe-Ito, safe for colour-blind readers."""
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A500"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "hetlora/fed/round.hpp"
 #include "hetlora/fed/strategy.hpp"
 #include "hetlora/model/engine.hpp"
+#include "hetlora/store/run_log_rows.hpp"
 #include "hetlora/train/evaluation.hpp"
 
 namespace hetlora {
@@ -39,6 +41,11 @@ struct Experiment {
 /// @throws AgreedError on every mpi_rank
 [[nodiscard]] Experiment build_experiment(Transport& transport, const Settings& settings);
 
+/// The rows of /clients before training.
+[[nodiscard]] std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population);
+/// The same from the data file alone, without a model. @throws Error if the settings do not fit the data
+[[nodiscard]] std::vector<ClientRow> clients_of_data(const Settings& settings);
+
 /// What the user is told before training: clients, ranks drawn, parameters, bytes a round, threads, device.
 [[nodiscard]] std::string describe_experiment(const Experiment& experiment, const Transport& transport);
 
@@ -54,6 +61,9 @@ struct Experiment {
 
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);
+
+/// The sums of unit updates of a round, empty; nothing without log.spectra.
+[[nodiscard]] std::optional<UpdateDrift> make_drift(const Experiment& experiment);
 
 /// What run_round() asks for. The references (settings may be changed ones) must outlive the rounds.
 /// @param private_factors where strategy.is_personal()

@@ -22,6 +22,11 @@ void fill_from_reports(RoundRow& row, const RoundOutcome& outcome, std::int64_t 
 [[nodiscard]] std::vector<ParticipationRow> participation_rows(const RoundOutcome& outcome);
 void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<const double> global,
                       const SlotStatistics& slots);
+/// True for the rounds after which every matrix is looked at (log.spectra); the same on every mpi_rank.
+[[nodiscard]] bool is_spectra_round(const Settings& settings, std::int64_t round);
+/// The rows of /layers. @param before the global adapter before the round, canonical form at rank_max
+[[nodiscard]] std::vector<LayerRow> layer_rows(const Experiment& experiment, std::span<const double> before,
+                                               std::span<const double> global, std::span<const double> client_cosines);
 void fill_from_evaluation(RoundRow& row, const EvaluationSums& sums);
 
 /// What a whole run sent and took.

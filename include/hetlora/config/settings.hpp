@@ -191,6 +191,11 @@ struct CheckpointSettings {
     bool operator==(const CheckpointSettings&) const = default;
 };
 
+struct LogSettings {
+    std::int64_t spectra = 0;  ///< rounds between looks at each matrix (/layers of run.h5); 0 = never
+    bool operator==(const LogSettings&) const = default;
+};
+
 struct OutputSettings {
     std::filesystem::path dir;  ///< load_settings() fills results/<experiment.name> where it is not given
     bool trace = false;
@@ -233,6 +238,7 @@ struct Settings {
     ComputeSettings compute;
     CommSettings comm;
     CheckpointSettings checkpoint;
+    LogSettings log;
     OutputSettings output;
     PretrainSettings pretrain;
     /// Keys that the file or the command line set, as "section.key".

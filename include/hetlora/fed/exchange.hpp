@@ -7,7 +7,8 @@
 //   4. reduce_uploads          flags of used weights to all, then the weighted sums to root (merge = factors)
 //      gather_uploads          every client's factors to root (methods that need them)
 //      broadcast_base_change   what root made of them for the frozen base to all (base_update)
-//   5. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
+//   5. reduce_drift            in the rounds that log.spectra looks at: sums of unit updates to root
+//   6. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
 #include "hetlora/fed/client_report.hpp"
+#include "hetlora/fed/drift.hpp"
 #include "hetlora/fed/low_rank.hpp"
 #include "hetlora/fed/plan.hpp"
 #include "hetlora/fed/population.hpp"
@@ -51,6 +53,9 @@ struct GatheredUpload {
 
 /// Copies root's change of the base to all mpi_ranks. An empty one becomes one with no slots in any matrix.
 void broadcast_base_change(Transport& transport, LowRankDelta& change, const AdapterLayout& layout);
+
+/// The clients' mean pairwise cosines, one per matrix: on root, elsewhere nothing.
+[[nodiscard]] std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift);
 
 /// Writes the cohort's lora_ranks after pruning into every mpi_rank's population (dropped clients keep theirs).
 /// @param reports root's reports in cohort order; ignored elsewhere

@@ -16,6 +16,7 @@
 #include "hetlora/comm/transport.hpp"
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
+#include "hetlora/fed/drift.hpp"
 #include "hetlora/fed/initial_adapter.hpp"
 #include "hetlora/fed/merge.hpp"
 #include "hetlora/fed/plan.hpp"
@@ -38,6 +39,7 @@ struct RoundContext {
     AdapterInitLaw init;
     PlanOptions plan;
     PrivateFactors* private_factors = nullptr;  ///< where strategy.is_personal()
+    UpdateDrift* drift = nullptr;               ///< on every mpi_rank where the round's drift is wanted, else on none
 };
 
 /// A participation as a replay needs it; gathered only where a trace is wanted.
@@ -55,6 +57,7 @@ struct RoundOutcome {
     std::vector<ClientReport> reports;  ///< in cohort order
     std::vector<TracedClient> traced;   ///< in cohort order; empty without output.trace
     MergeResult merge;
+    std::vector<double> client_cosines;  ///< per matrix (drift.hpp); empty without RoundContext::drift
     double learning_rate = 0.0;
     std::int64_t base_delta_bytes = 0;  ///< what a real client would have to receive of this round's change of the base
     double t_train_s = 0.0;             ///< of the slowest mpi_rank
