@@ -22,7 +22,7 @@ def read_progress(file: Path) -> list[dict]:
 
 
 def progress_groups(lines: list[dict], groups: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
-    """Those of rounds, slots and participation that `groups` names, with the shapes that they have in run.h5."""
+    """Those of rounds, slots, participation and layers that `groups` names, with the shapes that they have in run.h5."""
     made: dict[str, dict[str, np.ndarray]] = {}
     if not lines:
         return made
@@ -41,7 +41,30 @@ def progress_groups(lines: list[dict], groups: tuple[str, ...]) -> dict[str, dic
     if "participation" in groups and events:
         made["participation"] = {"event": np.arange(len(events))}
         made["participation"] |= {name: _column([event.get(name) for event in events]) for name in events[0]}
+    looked_at = [line for line in lines if line.get("layers")]
+    if "layers" in groups and looked_at:
+        made["layers"] = _layers(looked_at)
     return made
+
+
+def _layers(lines: list[dict]) -> dict[str, np.ndarray]:
+    """/layers of the lines that have it: numbers [round, layer], lists of numbers [round, layer, index]."""
+    matrices = lines[0]["layers"]
+    columns = {
+        "round": np.array([line["round"] for line in lines], np.int64),
+        "layer": np.arange(len(matrices), dtype=np.int32),
+        "name": np.array([matrix.get("name", "") for matrix in matrices], object),
+    }
+    for name in matrices[0]:
+        if name == "name":
+            continue
+        rows = [[matrix.get(name) for matrix in line["layers"]] for line in lines]
+        if isinstance(rows[0][0], list):
+            columns[name] = np.array([[[_number(v) for v in value] for value in row] for row in rows], np.float64)
+            columns["index"] = np.arange(columns[name].shape[2], dtype=np.int32)
+        else:
+            columns[name] = np.array([[_number(value) for value in row] for row in rows], np.float64)
+    return columns
 
 
 def _column(values: list) -> np.ndarray:

@@ -155,7 +155,7 @@ def _read_rounds(record: RunRecord, groups: tuple[str, ...], describe: bool) -> 
         record.committed_rounds, record.source = len(lines), progress.name if lines else ""
         for group, columns in progress_groups(lines, groups).items():
             setattr(record, group, columns)
-        lost = [g for g in groups if g in ("clients", "layers", "provenance")]
+        lost = [group for group in groups if group in ("clients", "provenance")]
         damage += f"; {record.committed_rounds} rounds are read from progress.jsonl instead"
         damage += f", without {', '.join(lost)}" if lost else ""
     elif damage:
