@@ -22,7 +22,7 @@ def read_progress(file: Path) -> list[dict]:
 
 
 def progress_groups(lines: list[dict], groups: tuple[str, ...]) -> dict[str, dict[str, np.ndarray]]:
-    """Those of rounds, slots, participation and layers that `groups` names, with the shapes that they have in run.h5."""
+    """Those of rounds, slots, participation and layers that `groups` names, shaped as in run.h5."""
     made: dict[str, dict[str, np.ndarray]] = {}
     if not lines:
         return made

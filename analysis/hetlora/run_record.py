@@ -155,6 +155,9 @@ def _read_rounds(record: RunRecord, groups: tuple[str, ...], describe: bool) -> 
         record.committed_rounds, record.source = len(lines), progress.name if lines else ""
         for group, columns in progress_groups(lines, groups).items():
             setattr(record, group, columns)
+        for name, values in (record.layers or {}).items():
+            axes = ("round", "layer", "index")[: values.ndim]
+            record.dims[f"layers/{name}"] = axes if values.ndim > 1 else ("layer" if name == "name" else name,)
         lost = [group for group in groups if group in ("clients", "provenance")]
         damage += f"; {record.committed_rounds} rounds are read from progress.jsonl instead"
         damage += f", without {', '.join(lost)}" if lost else ""

@@ -143,7 +143,9 @@ def test_layers_are_rebuilt_from_progress_jsonl(tmp_path):
             for i, name in enumerate("qv")
         ]
     (folder / "progress.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    layers = hetlora.read_run(folder).layers
+    run = hetlora.read_run(folder)
+    layers = run.layers
+    assert run.dims["layers/singular_value"] == ("round", "layer", "index") and run.dims["layers/name"] == ("layer",)
     assert list(layers["round"]) == [1, 3] and list(layers["name"]) == ["q", "v"] and len(layers["index"]) == 2
     np.testing.assert_array_equal(layers["update_norm"], [[1, 2], [3, 4]])
     np.testing.assert_array_equal(layers["singular_value"], [[[2, 0], [2, 1]], [[6, 0], [6, 1]]])
