@@ -3,8 +3,6 @@
 Nothing is locked and nothing is written, so the folder of a run that goes on may be read.
 """
 
-import json
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from hetlora.errors import InputError, UserError, need
 from hetlora.run_config import Config, flat, read_config
 from hetlora.run_folders import find_runs as find_runs
+from hetlora.run_progress import progress_groups, read_progress
 from hetlora.run_state import read_status, state_of
 
 RUN_SCHEMA = "hetlora-run"
@@ -47,6 +46,7 @@ class RunRecord:
     """Rows of `rounds`, row 0 (the state before training) included."""
     rank_max: int = 0
     schema_version: int = 0
+    """Of run.h5; 0 where it names none."""
     rounds: Columns = field(default_factory=dict)
     """/rounds: name -> [round]."""
     participation: Columns = field(default_factory=dict)
@@ -151,8 +151,14 @@ def _read_rounds(record: RunRecord, groups: tuple[str, ...], describe: bool) -> 
     elif not record.status and not (record.path / "request.ini").is_file():
         raise InputError(f"{record.path} has no run.h5; give the folder that `hetlora run` printed")
     if damage and progress.is_file():
-        _read_progress(record, progress, groups)
-        lost = [g for g in groups if g in ("clients", "layers", "provenance")]
+        lines = read_progress(progress)
+        record.committed_rounds, record.source = len(lines), progress.name if lines else ""
+        for group, columns in progress_groups(lines, groups).items():
+            setattr(record, group, columns)
+        for name, values in (record.layers or {}).items():
+            axes = ("round", "layer", "index")[: values.ndim]
+            record.dims[f"layers/{name}"] = axes if values.ndim > 1 else ("layer" if name == "name" else name,)
+        lost = [group for group in groups if group in ("clients", "provenance")]
         damage += f"; {record.committed_rounds} rounds are read from progress.jsonl instead"
         damage += f", without {', '.join(lost)}" if lost else ""
     elif damage:
@@ -184,19 +190,21 @@ def _try_log(record: RunRecord, file: Path, groups: tuple[str, ...], describe: b
 
 def _open(file: Path):
     h5py = need("h5py", "data")
+    small_cache = {"rdcc_nbytes": 1 << 16, "rdcc_nslots": 101}  # each chunk is read once
     try:
-        return h5py.File(file, "r", locking=False)
+        return h5py.File(file, "r", locking=False, **small_cache)
     except (TypeError, ValueError):  # an HDF5 without this option
-        return h5py.File(file, "r")
+        return h5py.File(file, "r", **small_cache)
 
 
 def _read_log(record: RunRecord, file: Path, groups: tuple[str, ...], describe: bool) -> None:
     with _open(file) as handle:
-        attributes = {name: plain(value) for name, value in handle.attrs.items()}
+        wanted = ("schema_name", "schema_version", "run_id", "rank_max", "committed_rounds")
+        attributes = {name: plain(handle.attrs[name]) for name in wanted if name in handle.attrs}
         schema = attributes.get("schema_name", "")
         if schema != RUN_SCHEMA or "rounds" not in handle:
             raise InputError(f"{file} is not a run log (schema_name {schema!r}, expected {RUN_SCHEMA!r})")
-        record.schema_version = int(attributes.get("schema_version", SCHEMA_VERSION))
+        record.schema_version = int(attributes.get("schema_version", 0))
         if record.schema_version > SCHEMA_VERSION:
             raise InputError(
                 f"{file} has schema version {record.schema_version}, this package reads up to {SCHEMA_VERSION}; "
@@ -223,9 +231,10 @@ def _read_group(record: RunRecord, group, group_name: str, describe: bool) -> Co
     columns: Columns = {}
     for name in group.id:
         data = h5d.open(group.id, name)
-        values = np.empty(data.shape, data.dtype)
+        kind, stored = _type_of(data, (record.schema_version, group_name, name))
+        values = np.empty(data.shape, kind)
         if values.size:
-            data.read(h5s.ALL, h5s.ALL, values)
+            data.read(h5s.ALL, h5s.ALL, values, stored)
         text = name.decode()
         if values.dtype.kind == "S":
             values = np.array([one.decode("utf-8", "replace") for one in values.ravel()], object).reshape(values.shape)
@@ -233,6 +242,23 @@ def _read_group(record: RunRecord, group, group_name: str, describe: bool) -> Co
         if describe or group_name == "layers":
             _describe(record, group[text], f"{group_name}/{text}")
     return columns
+
+
+# (schema version, group, variable) -> its type for NumPy and for HDF5: asking each file takes as long as reading it.
+_KNOWN_TYPES: dict[tuple, tuple] = {}
+
+
+def _type_of(data, key: tuple) -> tuple:
+    """The type of a data set for NumPy and for HDF5 (None: to be found out). A schema's numbers keep their types."""
+    known = _KNOWN_TYPES.get(key)
+    if known is None:
+        from h5py import h5t
+
+        kind = data.dtype
+        if kind.kind not in "if" or key[0] == 0 or key[1] == "layers":
+            return kind, None
+        known = _KNOWN_TYPES[key] = (kind, h5t.py_create(kind))
+    return known
 
 
 def _describe(record: RunRecord, data, name: str) -> None:
@@ -270,47 +296,6 @@ def _cut(record: RunRecord, committed: int) -> None:
             dims = record.dims.get(f"layers/{name}", ())
             if "round" in dims and not keep.all():
                 record.layers[name] = np.compress(keep, values, axis=dims.index("round"))
-
-
-def _read_progress(record: RunRecord, file: Path, groups: tuple[str, ...]) -> None:
-    """Fills rounds, participation and slots from the complete lines of progress.jsonl."""
-    lines = []
-    for text in file.read_bytes().split(b"\n"):
-        try:
-            line = json.loads(text)
-            if line["round"] != len(lines):
-                break
-        except (ValueError, KeyError, TypeError):
-            break
-        lines.append(line)
-    record.committed_rounds = len(lines)
-    if not lines:
-        return
-    record.source = file.name
-    if "rounds" in groups:
-        names = [name for name, value in lines[0].items() if not isinstance(value, (list, dict))]
-        record.rounds = {name: column([line.get(name) for line in lines]) for name in names}
-    if "slots" in groups:
-        energy = np.array([[_number(v) for v in line["slots"]["energy"]] for line in lines], np.float64)
-        contributors = np.array([line["slots"]["n_contributors"] for line in lines], np.int32)
-        rounds, slots = np.arange(len(lines)), np.arange(energy.shape[1], dtype=np.int32)
-        record.slots = {"round": rounds, "slot": slots, "energy": energy, "n_contributors": contributors}
-    if "participation" in groups:
-        events = [{"round": line["round"]} | event for line in lines for event in line["participation"]]
-        names = list(events[0]) if events else []
-        record.participation = {name: column([event.get(name) for event in events]) for name in names}
-        if events:
-            record.participation = {"event": np.arange(len(events))} | record.participation
-
-
-def column(values: list) -> np.ndarray:
-    """Numbers of JSON as int64, or as float64 where one of them is no whole number or null (NaN)."""
-    whole = all(isinstance(value, int) for value in values)
-    return np.array(values, np.int64) if whole else np.array([_number(value) for value in values], np.float64)
-
-
-def _number(value: object) -> float:
-    return math.nan if value is None else float(value)
 
 
 def plain(value: object) -> str | int | float:

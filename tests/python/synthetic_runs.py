@@ -54,6 +54,8 @@ class Made:
     base_sha256: str = BASE
     data_sha256: str = DATA
     mpi_size: int = 1
+    described: bool = True
+    """Whether run.h5 gets units, long names and dimension scales, which take most of the time of writing."""
 
 
 def config_of(folder: Path, made: Made) -> dict:
@@ -117,14 +119,15 @@ def write_run(folder: Path, made: Made | None = None) -> Path:
             file.attrs[name] = np.bytes_(text)
         file.attrs["schema_version"] = 1
         file.attrs["rank_max"] = made.rank_max
-        _write_table(file, "rounds", rounds, "round")
-        _write_table(file, "slots", slots, "round")
-        _write_table(file, "participation", {"event": np.arange(len(events["round"]))} | events, "event")
-        clients = {"client": np.arange(2, dtype="i4"), "name": np.array([b"ann", "jörg".encode()]),
+        scale_of = {"rounds": "round", "slots": "round", "participation": "event", "clients": "client"}
+        tables = {"rounds": rounds, "slots": slots}
+        tables["participation"] = {"event": np.arange(len(events["round"]))} | events
+        tables["clients"] = {"client": np.arange(2, dtype="i4"), "name": np.array([b"ann", "jörg".encode()]),
                    "n_train_sequences": np.array([3, 4]), "n_train_tokens": np.array([300, 400]),
                    "initial_lora_rank": np.array([2, 4], "i4"), "eval_loss_base": np.array([3.0, 4.0]),
                    "eval_loss_final": np.array([2.0, np.nan])}  # fmt: skip
-        _write_table(file, "clients", clients, "client")
+        for group, columns in tables.items():
+            _write_table(file, group, columns, scale_of[group] if made.described else "")
         about = {"base_sha256": made.base_sha256, "data_sha256": made.data_sha256, "devices": "cpu"}
         for name, text in about.items():
             file.require_group("provenance").attrs[name] = np.bytes_(text)
@@ -141,12 +144,17 @@ def write_run(folder: Path, made: Made | None = None) -> Path:
 
 
 def _write_table(file: h5py.File, group: str, columns: dict[str, np.ndarray], scale: str) -> None:
+    """One group; with units, long names and dimension scales if it is said what its scale is."""
     for name, values in columns.items():
         growing = group in ("rounds", "slots", "participation") and name != "slot"
         limit = {"maxshape": (None, *values.shape[1:]), "chunks": (256, *values.shape[1:])} if growing else {}
         data = file.create_dataset(f"{group}/{name}", data=values, **limit)
+        if not scale:
+            continue
         data.attrs["units"] = np.bytes_("1")
         data.attrs["long_name"] = np.bytes_(f"made-up {name}")
+    if not scale:
+        return
     file[f"{group}/{scale}"].make_scale(scale)
     for name, values in columns.items():
         if name not in (scale, "slot"):

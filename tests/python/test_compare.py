@@ -32,7 +32,7 @@ def falling(last: float):
 
 def made(preset: str, seed: int, last: float, **more) -> Made:
     settings = {"strategy.preset": preset, "experiment.seed": seed} | more.pop("settings", {})
-    return Made(**{"rounds": ROUNDS, "curve": falling(last), "settings": settings} | more)
+    return Made(**{"rounds": ROUNDS, "described": False, "curve": falling(last), "settings": settings} | more)
 
 
 def sweep_of(folder, values: dict[str, list[float]], **more):

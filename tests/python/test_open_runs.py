@@ -99,3 +99,54 @@ def test_participation(sweep, tmp_path):
 def test_nothing_to_open(tmp_path):
     with pytest.raises(InputError, match="holds no runs"):
         hetlora.open_runs(tmp_path)
+
+
+def test_settings_of_every_kind(tmp_path):
+    kinds = {
+        "output.trace": [True, False],
+        "lora.targets": [["q_proj"], ["q_proj", "v_proj"]],
+        "local.learning_rate": [1, 0.5],
+        "data.partition": ["iid", "natural"],
+    }
+    for i in (0, 1):
+        write_run(tmp_path / f"run{i}", Made(settings={key: values[i] for key, values in kinds.items()}))
+    write_run(tmp_path / "run2")
+    (tmp_path / "run2" / "config.json").write_text("no JSON")
+    runs = hetlora.open_runs([tmp_path / "run0", tmp_path / "run1"])
+    assert runs["output.trace"].dtype == bool and list(runs["lora.targets"].values) == ["q_proj", "q_proj,v_proj"]
+    assert list(runs["local.learning_rate"].values) == [1, 0.5] and "iid" in runs["data.partition"].values
+    runs = hetlora.open_runs(tmp_path)
+    assert np.isnan(runs["local.learning_rate"][2]) and list(runs["data.partition"].values) == ["iid", "natural", ""]
+    assert "is not JSON" in str(runs.problem[2].values) and runs.eval_loss.notnull().all()
+
+
+def test_layers_are_cut_to_committed_rounds(tmp_path):
+    folder = write_run(tmp_path / "run", Made(rows_beyond=1))
+    with h5py.File(folder / "run.h5", "r+") as file:
+        file["layers/round"], file["layers/layer"] = np.array([0, 2, 4]), np.arange(2)
+        file["layers/norm"] = np.arange(6.0).reshape(2, 3)
+        for axis, name in enumerate(("layer", "round")):
+            file[f"layers/{name}"].make_scale(name)
+            file["layers/norm"].dims[axis].attach_scale(file[f"layers/{name}"])
+    run = hetlora.read_run(folder)
+    assert run.dims["layers/norm"] == ("layer", "round") and list(run.layers["round"]) == [0, 2]
+    np.testing.assert_array_equal(run.layers["norm"], [[0, 1], [3, 4]])
+
+
+def test_layers_are_rebuilt_from_progress_jsonl(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "run.h5").unlink()
+    lines = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    for t in (1, 3):
+        lines[t]["layers"] = [
+            {"name": name, "update_norm": t + i, "client_cosine": None, "singular_value": [2.0 * t, 1.0 * i]}
+            for i, name in enumerate("qv")
+        ]
+    (folder / "progress.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    run = hetlora.read_run(folder)
+    layers = run.layers
+    assert run.dims["layers/singular_value"] == ("round", "layer", "index") and run.dims["layers/name"] == ("layer",)
+    assert list(layers["round"]) == [1, 3] and list(layers["name"]) == ["q", "v"] and len(layers["index"]) == 2
+    np.testing.assert_array_equal(layers["update_norm"], [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(layers["singular_value"], [[[2, 0], [2, 1]], [[6, 0], [6, 1]]])
+    assert np.isnan(layers["client_cosine"]).all()
