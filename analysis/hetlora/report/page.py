@@ -21,7 +21,7 @@ HIGHLIGHTS = (
 )  # fmt: skip
 STATES_IN_WORDS = {
     "done": "done", "running": "running", "stopped": "stopped (can go on)", "failed": "failed",
-    "damaged": "damaged", "waiting": "not started",
+    "damaged": "damaged", "waiting": "not started", "died": "died (can go on)",
 }  # fmt: skip
 
 
