@@ -200,7 +200,8 @@ def _open(file: Path):
 def _read_log(record: RunRecord, file: Path, groups: tuple[str, ...], describe: bool) -> None:
     with _open(file) as handle:
         wanted = ("schema_name", "schema_version", "run_id", "rank_max", "committed_rounds")
-        attributes = {name: plain(handle.attrs[name]) for name in wanted if name in handle.attrs}
+        root = handle.attrs
+        attributes = {name: plain(root[name]) for name in wanted if name in root}
         schema = attributes.get("schema_name", "")
         if schema != RUN_SCHEMA or "rounds" not in handle:
             raise InputError(f"{file} is not a run log (schema_name {schema!r}, expected {RUN_SCHEMA!r})")
