@@ -200,7 +200,8 @@ def _open(file: Path):
 def _read_log(record: RunRecord, file: Path, groups: tuple[str, ...], describe: bool) -> None:
     with _open(file) as handle:
         wanted = ("schema_name", "schema_version", "run_id", "rank_max", "committed_rounds")
-        attributes = {name: plain(handle.attrs[name]) for name in wanted if name in handle.attrs}
+        root = handle.attrs
+        attributes = {name: plain(root[name]) for name in wanted if name in root}
         schema = attributes.get("schema_name", "")
         if schema != RUN_SCHEMA or "rounds" not in handle:
             raise InputError(f"{file} is not a run log (schema_name {schema!r}, expected {RUN_SCHEMA!r})")
@@ -214,24 +215,23 @@ def _read_log(record: RunRecord, file: Path, groups: tuple[str, ...], describe: 
         record.rank_max = int(attributes.get("rank_max", 0))
         committed = max(0, int(attributes.get("committed_rounds", 0)))
         for group in groups:
-            if group not in handle:
-                continue
-            if group == "provenance":
+            if group == "provenance" and group in handle:
                 texts = handle[group].attrs.items()
                 record.provenance = {name: plain(value) for name, value in texts if name != "NX_class"}
-            else:
-                setattr(record, group, _read_group(record, handle[group], group, describe))
+            elif group in ("rounds", "slots") or group in handle:
+                setattr(record, group, _read_group(record, handle, group, describe))
         _cut(record, committed)
 
 
-def _read_group(record: RunRecord, group, group_name: str, describe: bool) -> Columns:
+def _read_group(record: RunRecord, handle, group: str, describe: bool) -> Columns:
     """All data sets of a group, whole. By h5py's low-level calls: a thousand runs are opened at once."""
-    from h5py import h5d, h5s
+    from h5py import h5d, h5g, h5s
 
     columns: Columns = {}
-    for name in group.id:
-        data = h5d.open(group.id, name)
-        kind, stored = _type_of(data, (record.schema_version, group_name, name))
+    group_id = h5g.open(handle.id, group.encode())
+    for name in group_id:
+        data = h5d.open(group_id, name)
+        kind, stored = _type_of(data, (record.schema_version, group, name))
         values = np.empty(data.shape, kind)
         if values.size:
             data.read(h5s.ALL, h5s.ALL, values, stored)
@@ -239,8 +239,8 @@ def _read_group(record: RunRecord, group, group_name: str, describe: bool) -> Co
         if values.dtype.kind == "S":
             values = np.array([one.decode("utf-8", "replace") for one in values.ravel()], object).reshape(values.shape)
         columns[text] = values
-        if describe or group_name == "layers":
-            _describe(record, group[text], f"{group_name}/{text}")
+        if describe or group == "layers":
+            _describe(record, handle[f"{group}/{text}"], f"{group}/{text}")
     return columns
 
 

@@ -112,9 +112,9 @@ const std::vector<CommandVerb>& command_verbs() {
         in_python("convert", "make a base folder from another program's checkpoint (Python)", true),
         in_python("audit", "replay a traced run with other software and compare (Python)", true),
         in_python("table", "a table of runs (Python)", true),
-        in_python("report", "one HTML page of a run (Python)", false),
-        in_python("compare", "tables and tests over runs (Python)", false),
-        in_python("watch", "live view of a run (Python)", false),
+        in_python("report", "one HTML page of runs, with charts (Python)", true),
+        in_python("compare", "methods side by side, with intervals and tests (Python)", true),
+        in_python("watch", "live view of runs in the terminal (Python)", true),
     };
     return verbs;
 }
