@@ -93,6 +93,8 @@ CoreSvd symmetric_svd(const at::Tensor& core, const std::string& name) {
 CoreSvd core_svd(const at::Tensor& core, SvdDriver driver, const std::string& name) {
     if (driver == SvdDriver::automatic) {
         if (auto svd = try_svd(core)) return *svd;
+    }
+    if (driver != SvdDriver::symmetric) {
         if (auto svd = try_svd(core.t().contiguous())) return {.u = svd->v, .s = svd->s, .v = svd->u};
     }
     return symmetric_svd(core, name);

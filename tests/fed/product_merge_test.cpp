@@ -301,21 +301,23 @@ TEST(ProductMerge, sizes_that_do_not_fit_are_bugs) {
     EXPECT_THROW((void)cohort.merge({.rank_max = 3}), Error);
 }
 
-TEST(ProductSvd, the_fallback_agrees_with_lapack) {
+TEST(ProductSvd, the_fallbacks_agree_with_lapack) {
     for (const std::int64_t n_terms : {1, 4, 9, 30}) {  // 30: more than d_out and d_in
         LowRankMatrix matrix{.name = "m", .d_out = 9, .d_in = 14, .lora_rank = n_terms, .a = {}, .bt = {}};
         matrix.a = random_values(n_terms * 14, 70);
         matrix.bt = random_values(n_terms * 9, 71);
         const auto first = product_svd(matrix, 4);
-        const auto second = product_svd(matrix, 4, SvdDriver::symmetric);
-        ASSERT_EQ(first.n_vectors, std::min<std::int64_t>(n_terms, 4));
-        ASSERT_EQ(second.n_vectors, first.n_vectors);
-        ASSERT_EQ(first.singular_values.size(), static_cast<std::size_t>(std::min<std::int64_t>(n_terms, 9)));
-        for (std::size_t i = 0; i < first.singular_values.size(); ++i) {
-            EXPECT_NEAR(second.singular_values[i], first.singular_values[i], 1e-12 * first.singular_values[0]);
+        for (const auto driver : {SvdDriver::transposed, SvdDriver::symmetric}) {
+            const auto second = product_svd(matrix, 4, driver);
+            ASSERT_EQ(first.n_vectors, std::min<std::int64_t>(n_terms, 4));
+            ASSERT_EQ(second.n_vectors, first.n_vectors);
+            ASSERT_EQ(first.singular_values.size(), static_cast<std::size_t>(std::min<std::int64_t>(n_terms, 9)));
+            for (std::size_t i = 0; i < first.singular_values.size(); ++i) {
+                EXPECT_NEAR(second.singular_values[i], first.singular_values[i], 1e-12 * first.singular_values[0]);
+            }
+            for (std::size_t i = 0; i < first.left.size(); ++i) EXPECT_NEAR(second.left[i], first.left[i], 1e-11);
+            for (std::size_t i = 0; i < first.right.size(); ++i) EXPECT_NEAR(second.right[i], first.right[i], 1e-11);
         }
-        for (std::size_t i = 0; i < first.left.size(); ++i) EXPECT_NEAR(second.left[i], first.left[i], 1e-11);
-        for (std::size_t i = 0; i < first.right.size(); ++i) EXPECT_NEAR(second.right[i], first.right[i], 1e-11);
     }
 }
 

@@ -42,7 +42,8 @@ struct LowRankDelta {
 
 /// How the core is decomposed.
 enum class SvdDriver {
-    automatic,  ///< LAPACK's gesdd; if it does not converge, gesdd of the transpose, then `symmetric`
+    automatic,   ///< LAPACK's gesdd; if it does not converge, `transposed`, then `symmetric`
+    transposed,  ///< gesdd of the core's transpose, then `symmetric`
     /// Eigenvectors of [[0, C], [C^T, 0]]: singular values to eps sigma_0, vector i to about eps sigma_0 / sigma_i.
     symmetric,
 };
