@@ -1,7 +1,7 @@
 """Which runs `hetlora compare` compares: usable ones, by method, seed, tuned value and part of the data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from hetlora.runs_settings import SEEDS, unique_names
 
 SEED_KEYS = ("experiment.seed", *(f"experiment.{name}" for name in SEEDS))
 PART = "evaluation.part"
+TEST_COLUMNS = {"eval_loss": "eval_test_loss", "eval_perplexity": "eval_test_perplexity"}
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class MethodRun:
     tuned: tuple
     seed: str
     part: str
+    beside: bool = False
+    """The test columns that evaluation.test adds to a run on valid, as if they were a run of their own."""
 
     def curve(self, metric: str) -> np.ndarray:
         """A column of /rounds as float64 [round]; all NaN where the run has none."""
-        values = self.record.rounds.get(metric)
+        values = self.record.rounds.get(TEST_COLUMNS.get(metric, metric) if self.beside else metric)
         if values is None:
             return np.full(self.record.committed_rounds, np.nan)
         return np.asarray(values, np.float64)
@@ -92,7 +95,12 @@ def choose_runs(records: list[RunRecord], question: Question) -> Chosen:
             continue
         seen[record.run_id] = name
         part = str(record.setting(PART, "valid"))
-        chosen.runs.append(MethodRun(record, name, method, tuned, seeds(record), part))
+        run = MethodRun(record, name, method, tuned, seeds(record), part)
+        chosen.runs.append(run)
+        if part == "valid" and question.metric in TEST_COLUMNS:
+            beside = replace(run, part="test", beside=True)
+            if not np.isnan(beside.curve(question.metric)).all():
+                chosen.runs.append(beside)
     if not chosen.runs:
         listed = "".join(f"\n  {note}" for note in notes)
         raise InputError(f"none of the {len(named)} runs can be compared by {question.metric}:{listed}")

@@ -1,7 +1,8 @@
 """One number per run for `hetlora compare`: the metric at the chosen round, rounds and true bytes to a target, cost.
 
-Valid is for choosing, test for reporting: where the runs of a sweep come in pairs (`evaluation.part = valid, test`,
-which trains the same), rounds and tuned values are chosen on the one and the numbers come from the other.
+Valid is for choosing, test for reporting: where the runs measured both (`evaluation.test = last` or `best`), or come in
+pairs (`evaluation.part = valid, test`, which trains the same), rounds and tuned values are chosen on the one and the
+numbers come from the other.
 """
 
 import math
@@ -118,7 +119,7 @@ def _say_how(runs: list[MethodRun], question: Question, measured: Measured, choo
                                           "rounds" if question.at == "best-valid" else ""]))  # fmt: skip
         measured.notes.append(
             f"{what} are chosen on valid and the numbers are those on valid too, so they are too good: no run has "
-            f"{PART} = test; give the sweep the axis {PART} = valid, test"
+            f"{PART} = test; run with evaluation.test = last or best"
         )
 
 

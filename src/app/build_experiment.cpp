@@ -157,12 +157,17 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.population = std::make_unique<Population>(make_population(settings, experiment.strategy, corpus));
         experiment.evaluation_windows = corpus.evaluation_windows(
             settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid, settings.evaluation.sequences);
-        if (experiment.evaluation_windows.empty()) {
+        const auto check = [&](const std::vector<WindowRef>& windows, std::string_view key, std::string_view value) {
+            if (!windows.empty()) return;
             throw input_error(
-                "{} has no held-out sequences for evaluation.part = {}: choose the other part, or prepare the data "
-                "with "
-                "held-out clients",
-                settings.data.path.string(), name_of(settings.evaluation.part));
+                "{} has no held-out sequences for {} = {}: choose the other part, or prepare the data with held-out "
+                "clients",
+                settings.data.path.string(), key, value);
+        };
+        check(experiment.evaluation_windows, "evaluation.part", name_of(settings.evaluation.part));
+        if (settings.evaluation.test != TestEvaluation::none) {
+            experiment.test_windows = corpus.evaluation_windows(Part::test, settings.evaluation.sequences);
+            check(experiment.test_windows, "evaluation.test", name_of(settings.evaluation.test));
         }
     });
     agree(transport, "hashing base and data", [&] {
@@ -253,13 +258,13 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
 }
 
 EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                 PrivateFactors& private_factors) {
+                                 PrivateFactors& private_factors, EvaluationPart evaluation_part) {
     struct ClientSums {
         std::int64_t client;
         EvaluationSums sums;
     };
     const Settings& settings = experiment.settings;
-    const Part part = settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid;
+    const Part part = evaluation_part == EvaluationPart::test ? Part::test : Part::valid;
     const auto& clients = experiment.population->eligible();
     const std::int64_t share = settings.evaluation.sequences == 0
                                    ? std::numeric_limits<std::int64_t>::max()

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "hetlora/app/experiment.hpp"
@@ -65,7 +66,8 @@ public:
         Stopwatch watch;
         RoundRecord record;
         const Traffic traffic = transport_.traffic();
-        fill_from_evaluation(record.round, evaluate());
+        fill_from_evaluation(record.round, evaluate(experiment_.settings.evaluation.part));
+        best_loss_ = record.round.eval_loss;
         start_loss_ = record.round.eval_loss;
         agree(transport_, "checking the evaluation loss", [&] {
             if (std::isfinite(start_loss_)) return;
@@ -91,11 +93,13 @@ public:
         server_ = std::move(state.server);
         base_losses_ = std::move(state.base_losses);
         std::array<double, 1> start_loss{};
+        std::array<double, 1> best_loss{std::numeric_limits<double>::infinity()};
         if (transport_.is_root()) {
             const auto rows = std::span(point.committed.records).first(static_cast<std::size_t>(point.round) + 1);
             first_ = rows.front().round;
             last_ = rows.back().round;
             for (const RoundRecord& record : rows) {
+                if (record.round.eval_loss < best_loss[0]) best_loss[0] = record.round.eval_loss;
                 bytes_up_ += record.round.bytes_up_true;
                 bytes_down_ += record.round.bytes_down_true;
             }
@@ -103,6 +107,8 @@ public:
         }
         transport_.broadcast_values(start_loss);
         start_loss_ = start_loss[0];
+        transport_.broadcast_values(best_loss);
+        best_loss_ = best_loss[0];
         saved_round_ = point.round;
         first_own_round_ = point.round + 1;
     }
@@ -128,7 +134,8 @@ public:
         if (last_round || round % evaluation.every == 0) {
             Stopwatch evaluation_watch;
             broadcast_adapter_to_all();
-            fill_from_evaluation(record.round, evaluate());
+            fill_from_evaluation(record.round, evaluate(evaluation.part));
+            evaluate_on_test(record.round, last_round);
             record.round.t_eval_s = evaluation_watch.seconds();
         }
         finish_round(record, traffic, watch, outcome.merge.slots, &outcome, global_before);
@@ -206,10 +213,23 @@ private:
         broadcast_adapter(transport_, server_.global, experiment_.settings.model.precision);
     }
 
-    [[nodiscard]] EvaluationSums evaluate() {
-        return experiment_.strategy.is_personal()
-                   ? evaluate_personal(transport_, experiment_, server_.global, private_files_)
-                   : evaluate_global(transport_, experiment_, server_.global, experiment_.evaluation_windows);
+    [[nodiscard]] EvaluationSums evaluate(EvaluationPart part) {
+        if (experiment_.strategy.is_personal()) {
+            return evaluate_personal(transport_, experiment_, server_.global, private_files_, part);
+        }
+        const bool beside = part != experiment_.settings.evaluation.part;
+        return evaluate_global(transport_, experiment_, server_.global,
+                               beside ? experiment_.test_windows : experiment_.evaluation_windows);
+    }
+
+    /// Test is read where evaluation.test asks for it only: after the last round, or where valid says "the best so far".
+    void evaluate_on_test(RoundRow& row, bool last_round) {
+        const TestEvaluation wanted = experiment_.settings.evaluation.test;
+        const bool is_best = row.eval_loss < best_loss_;
+        if (is_best) best_loss_ = row.eval_loss;
+        if (wanted == TestEvaluation::none || !(last_round || (wanted == TestEvaluation::best && is_best))) return;
+        const double loss = evaluate(EvaluationPart::test).mean_loss();
+        row.extra_metrics = {loss, std::exp(loss)};
     }
 
     /// What the adapter's file says of itself; where it is not the whole result, that too.
@@ -367,6 +387,7 @@ private:
     RoundRow first_;
     RoundRow last_;
     double start_loss_ = 0.0;
+    double best_loss_ = 0.0;  ///< smallest evaluation loss so far
     double io_s_ = 0.0;
     std::int64_t bytes_up_ = 0;
     std::int64_t bytes_down_ = 0;

@@ -20,6 +20,11 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
     if (experiment.settings.log.spectra > 0) {
         for (const AdaptedMatrix& matrix : experiment.layout.matrices) header.layers.push_back(matrix.name);
     }
+    if (experiment.settings.evaluation.test != TestEvaluation::none) {
+        header.extra_metrics = {
+            {"test_loss", "nat", "eval_loss on the test part, where it was measured (evaluation.test)"},
+            {"test_perplexity", "1", "exp(eval_test_loss)"}};
+    }
     header.clients = client_rows(*experiment.corpus, *experiment.population);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");

@@ -54,6 +54,8 @@ HETLORA_WORDS(WeightNorm, {"root_sum_squares", WeightNorm::root_sum_squares}, {"
 HETLORA_WORDS(KeepUncovered, {"no", KeepUncovered::no}, {"last", KeepUncovered::last},
               {"refill", KeepUncovered::refill})
 HETLORA_WORDS(EvaluationPart, {"valid", EvaluationPart::valid}, {"test", EvaluationPart::test})
+HETLORA_WORDS(TestEvaluation, {"none", TestEvaluation::none}, {"last", TestEvaluation::last},
+              {"best", TestEvaluation::best})
 HETLORA_WORDS(EvaluationClients, {"none", EvaluationClients::none}, {"final", EvaluationClients::final})
 HETLORA_WORDS(DeviceChoice, {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda})
 HETLORA_WORDS(VectorChoice, {"auto", VectorChoice::automatic}, {"baseline", VectorChoice::baseline},
@@ -103,6 +105,7 @@ template std::string_view name_of(WeightScope);
 template std::string_view name_of(WeightNorm);
 template std::string_view name_of(KeepUncovered);
 template std::string_view name_of(EvaluationPart);
+template std::string_view name_of(TestEvaluation);
 template std::string_view name_of(EvaluationClients);
 template std::string_view name_of(DeviceChoice);
 template std::string_view name_of(VectorChoice);

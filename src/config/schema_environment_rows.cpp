@@ -18,6 +18,10 @@ void add_evaluation(std::vector<ConfigKey>& rows) {
                     at_least(0));
     section.choice({"part", Identity::run, "part of the data: valid for choosing, test for the final number only"},
                    &S::part);
+    section.choice({"test", Identity::run,
+                    "evaluation on the test part beside `part`: after the last round; best: also after every round "
+                    "that is the best so far"},
+                   &S::test);
     section.choice({"clients", Identity::run, "final: at the end also every client's loss on its own held-out data"},
                    &S::clients);
     section.integer({"samples", Identity::none, "generated replies printed at the end"}, &S::samples, at_least(0));

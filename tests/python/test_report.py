@@ -150,6 +150,18 @@ def test_figures_for_print(tmp_path):
     assert all(file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for file in out.glob("*.png"))
 
 
+def test_where_and_only_choose(tmp_path, sweep, capsys):
+    out = str(tmp_path / "page.html")
+    assert main(["report", str(sweep), "--output", out, "--where", "strategy.preset=rbla", "--only", "time"]) == 0
+    page = Path(out).read_text(encoding="utf-8")
+    assert set(specs_in(page)) == {"time"} and "2 runs of 1 method" in text_in(page)
+    assert main(["report", str(sweep), "--output", out, "--where", "strategy.preset~lora", "--only", "time"]) == 0
+    assert "hetlora" in text_in(Path(out).read_text(encoding="utf-8"))
+    for wrong in (["--where", "strategy.preset=flora"], ["--where", "preset"], ["--only", "nothing"]):
+        assert main(["report", str(sweep), "--output", out, *wrong]) == 2
+    assert "their values: hetlora, rbla" in capsys.readouterr().err
+
+
 def test_nothing_to_show_is_one_message(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 3

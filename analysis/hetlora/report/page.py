@@ -76,7 +76,8 @@ def summary(methods: list[Method]) -> str:
     records = [record for method in methods for record in method.records]
     rounds = {record.n_rounds for record in records}
     span = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else str(max(rounds, default=0))
-    runs = f"{len(records)} runs of {len(methods)} methods" if len(records) > 1 else "One run"
+    kinds = f"{len(methods)} method{'' if len(methods) == 1 else 's'}"
+    runs = f"{len(records)} runs of {kinds}" if len(records) > 1 else "One run"
     return f"{runs}, {span} rounds."
 
 

@@ -31,6 +31,7 @@ struct Experiment {
     std::unique_ptr<Corpus> corpus;
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;
+    std::vector<WindowRef> test_windows;  ///< where evaluation.test asks for them
     double global_scale = 1.0;           ///< s of the global adapter, at rank_max
     std::vector<std::string> placement;  ///< on root only: where every MPI rank runs
     std::string base_sha256;             ///< on root only
@@ -57,7 +58,8 @@ struct Experiment {
 /// The same for methods whose clients keep a factor of their own: every client that may train, with its own B beside
 /// the global A, on its own held-out windows (evaluation.sequences shared out evenly, at least one window each).
 [[nodiscard]] EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment,
-                                               std::span<const double> global, PrivateFactors& private_factors);
+                                               std::span<const double> global, PrivateFactors& private_factors,
+                                               EvaluationPart part);
 
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);

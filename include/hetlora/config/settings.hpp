@@ -40,6 +40,7 @@ enum class WeightScope { client, matrix };
 enum class WeightNorm { root_sum_squares, sum };
 enum class KeepUncovered { no, last, refill };
 enum class EvaluationPart { valid, test };
+enum class TestEvaluation { none, last, best };
 enum class EvaluationClients { none, final };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class VectorChoice { automatic, baseline, avx2, avx512 };
@@ -160,6 +161,7 @@ struct EvaluationSettings {
     std::vector<std::string> metrics = {"perplexity", "accuracy"};
     std::int64_t sequences = 0;  ///< windows; 0 = all
     EvaluationPart part = EvaluationPart::valid;
+    TestEvaluation test = TestEvaluation::none;
     EvaluationClients clients = EvaluationClients::none;
     std::int64_t samples = 0;
     std::int64_t sample_tokens = 40;
