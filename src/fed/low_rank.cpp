@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "each_matrix.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/tensor/torch.hpp"
 
@@ -126,31 +127,28 @@ void fix_signs(std::vector<double>& left, std::vector<double>& right, std::int64
 /// Matrix after matrix cut to the number of slots that `choose` makes of its singular values.
 template <typename Choose>
 TruncatedDelta truncate(const LowRankDelta& delta, const Choose& choose) {
-    const auto n_matrices = static_cast<std::int64_t>(delta.matrices.size());
     TruncatedDelta result;
     result.delta.matrices.resize(delta.matrices.size());
     result.singular_values.resize(delta.matrices.size());
     result.energy_kept.resize(delta.matrices.size());
-    at::parallel_for(0, n_matrices, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (auto m = static_cast<std::size_t>(begin); m < static_cast<std::size_t>(end); ++m) {
-            const LowRankMatrix& from = delta.matrices[m];
-            const std::int64_t n_all = std::min({from.lora_rank, from.d_out, from.d_in});
-            ProductSvd svd = product_svd(from, n_all);
-            const std::int64_t n = std::min(choose(svd.singular_values), svd.n_vectors);
-            svd.right.resize(static_cast<std::size_t>(n * from.d_in));
-            svd.left.resize(static_cast<std::size_t>(n * from.d_out));
-            for (std::size_t i = 0; i < svd.left.size(); ++i) {
-                svd.left[i] *= svd.singular_values[i / static_cast<std::size_t>(from.d_out)];
-            }
-            result.energy_kept[m] = energy_share(svd.singular_values, n);
-            result.singular_values[m] = std::move(svd.singular_values);
-            result.delta.matrices[m] = {.name = from.name,
-                                        .d_out = from.d_out,
-                                        .d_in = from.d_in,
-                                        .lora_rank = n,
-                                        .a = std::move(svd.right),
-                                        .bt = std::move(svd.left)};
+    for_each_matrix(delta.matrices.size(), [&](std::size_t m) {
+        const LowRankMatrix& from = delta.matrices[m];
+        const std::int64_t n_all = std::min({from.lora_rank, from.d_out, from.d_in});
+        ProductSvd svd = product_svd(from, n_all);
+        const std::int64_t n = std::min(choose(svd.singular_values), svd.n_vectors);
+        svd.right.resize(static_cast<std::size_t>(n * from.d_in));
+        svd.left.resize(static_cast<std::size_t>(n * from.d_out));
+        for (std::size_t i = 0; i < svd.left.size(); ++i) {
+            svd.left[i] *= svd.singular_values[i / static_cast<std::size_t>(from.d_out)];
         }
+        result.energy_kept[m] = energy_share(svd.singular_values, n);
+        result.singular_values[m] = std::move(svd.singular_values);
+        result.delta.matrices[m] = {.name = from.name,
+                                    .d_out = from.d_out,
+                                    .d_in = from.d_in,
+                                    .lora_rank = n,
+                                    .a = std::move(svd.right),
+                                    .bt = std::move(svd.left)};
     });
     return result;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "each_matrix.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/random.hpp"
 #include "hetlora/tensor/torch.hpp"
@@ -258,15 +259,13 @@ ProductMergeResult merge_by_product(const ProductMergeInput& input, const Produc
     ProductMergeResult result;
     result.global.resize(static_cast<std::size_t>(input.layout.parameters(options.rank_max)));
     result.matrices.resize(n_matrices);
-    at::parallel_for(0, static_cast<std::int64_t>(n_matrices), 1, [&](std::int64_t begin, std::int64_t end) {
-        for (auto m = static_cast<std::size_t>(begin); m < static_cast<std::size_t>(end); ++m) {
-            MergedMatrix merged = merge_matrix_by_product(input, options, m);
-            std::ranges::copy(merged.a, result.global.begin() + input.layout.offset_a(m, options.rank_max));
-            std::ranges::copy(merged.bt, result.global.begin() + input.layout.offset_b(m, options.rank_max));
-            merged.a = {};
-            merged.bt = {};
-            result.matrices[m] = std::move(merged);
-        }
+    for_each_matrix(n_matrices, [&](std::size_t m) {
+        MergedMatrix merged = merge_matrix_by_product(input, options, m);
+        std::ranges::copy(merged.a, result.global.begin() + input.layout.offset_a(m, options.rank_max));
+        std::ranges::copy(merged.bt, result.global.begin() + input.layout.offset_b(m, options.rank_max));
+        merged.a = {};
+        merged.bt = {};
+        result.matrices[m] = std::move(merged);
     });
     return result;
 }
