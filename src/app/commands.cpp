@@ -11,6 +11,7 @@
 #include "hetlora/app/bench.hpp"
 #include "hetlora/app/build_info.hpp"
 #include "hetlora/app/experiment.hpp"
+#include "hetlora/app/export_run.hpp"
 #include "hetlora/app/info.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/plan_run.hpp"
@@ -234,7 +235,7 @@ int repair_runs(const std::vector<std::string>& folders) {
 
 bool is_plain_verb(const CommandLine& command) {
     return command.help || command.version || command.verb.empty() || command.verb == "strategies" ||
-           command.verb == "info" || command.verb == "repair" || command.verb == "sweep" || verb_of(command).in_python;
+           command.verb == "info" || command.verb == "repair" || command.verb == "export" || command.verb == "sweep" || verb_of(command).in_python;
 }
 
 int run_plain_verb(const CommandLine& command) {
@@ -249,6 +250,13 @@ int run_plain_verb(const CommandLine& command) {
         std::fputs(describe_path(command.words.front()).c_str(), stdout);
     } else if (command.verb == "repair") {
         return repair_runs(command.words);
+    } else if (command.verb == "export") {
+        if (!command.to) throw usage_error("export: say where to write: --to DIR");
+        const std::string text = export_run({.run = command.words.front(),
+                                             .to = *command.to,
+                                             .round = command.round,
+                                             .merged = command.merged});
+        std::fputs(text.c_str(), stdout);
     } else if (command.verb == "sweep") {
         return sweep::run_sweep(command, {.usable_cores = usable_cores(), .free_memory_bytes = free_memory_bytes()});
     } else {

@@ -95,6 +95,7 @@ const std::vector<CommandVerb>& command_verbs() {
          .flags = {{"--round", "N", "state after this round instead of the last"},
                    {"--merged", "", "the whole model with the adapter merged in"},
                    {"--to", "DIR", "the folder to write"}},
+         .implemented = true,
          .min_words = 1,
          .max_words = 1},
         {.name = "repair",

@@ -116,14 +116,6 @@ TEST(CommandLineProblem, unknown_verbs_and_options_come_with_the_nearest_name) {
               "hetlora info: there is no option --resume (`hetlora info --help` explains)");
 }
 
-TEST(CommandLineProblem, verbs_to_come_are_refused_in_one_line) {
-    for (const char* verb : {"export"}) {
-        EXPECT_EQ(problem({verb}),
-                  std::string("hetlora ") + verb +
-                      ": planned, but not implemented in this version (`hetlora --help` lists what is)");
-    }
-}
-
 TEST(CommandLineProblem, missing_repeated_and_surplus_arguments) {
     EXPECT_EQ(problem({"run", "--config"}),
               "hetlora run: --config needs FILE after it (`hetlora run --help` explains)");

@@ -320,3 +320,20 @@ def test_forms(capsys, sweep):
     _, text, _ = run(capsys, "compare", sweep, "--markdown")
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len(tables) == 2 * (3 + 2) and "| seed 0 |" in tables[5]
+
+
+def test_test_columns_of_a_run_on_valid_are_what_is_reported(capsys, tmp_path):
+    """evaluation.test = best: test is measured where valid is the best so far, and nowhere else."""
+    nan = float("nan")
+    made = [
+        Made(rounds=3, curve=lambda t, base=base: base - [0, 3, 1, 2][t], extra_metrics=("test_perplexity",),
+             columns={"eval_test_perplexity": [nan, base + 7.0, nan, base + 9.0]},
+             settings={"strategy.preset": preset, "experiment.seed": 0, "evaluation.test": "best"})
+        for preset, base in (("hetlora", 50.0), ("zeropad", 60.0))
+    ]  # fmt: skip
+    sweep = write_sweep(tmp_path / "sweep", made)
+    last = compare(sweep, Question())
+    assert last.part == "test"
+    assert [seed.value for seed in by_name(last)["hetlora"].seeds] == [59.0]
+    best = compare(sweep, Question(at="best-valid"))
+    assert [(seed.value, seed.round) for seed in by_name(best)["zeropad"].seeds] == [(67.0, 1)]
