@@ -289,6 +289,7 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
             work.traced.push_back({.cohort_index = member,
                                    .received = std::move(distributions[i].received),
                                    .sent = std::move(sent),
+                                   .slots = std::move(distributions[i].slots),
                                    .steps = std::move(outcomes[i].steps)});
         }
         work.reports.push_back(std::move(report));
