@@ -58,7 +58,7 @@ class Chain:
             report.equal(RANKS, result.lora_rank_after == event.lora_rank_after, f"{event.place()} after")
             if replay.personal:
                 self.private.keep(event.client, result.sent, self.layout, result.lora_rank_after)
-            uploads.append(replay.upload(event, received, size, result.sent, result.lora_rank_after))
+            uploads.append(replay.merges.upload(event, received, size, result.sent, result.lora_rank_after))
         self._server(number, events, uploads)
 
     def _same_base(self) -> bool:
@@ -84,7 +84,7 @@ class Chain:
     def _server(self, number: int, events: list[Event], uploads: list) -> None:
         replay, report = self.replay, self.replay.report
         traced = replay.trace.global_adapter(number)
-        step = replay.server(number, events, self.glob, uploads, self.optimizer, traced)
+        step = replay.merges.server(number, events, self.glob, uploads, self.optimizer, traced)
         self.glob = step.glob
         if traced is not None:
             value, where = relative_difference(self.glob, traced, self.layout, self.rank_max)

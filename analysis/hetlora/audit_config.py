@@ -89,8 +89,8 @@ class Settings:
         row = PRESETS.get(ALIASES.get(preset, preset))
         if row is None:
             raise AuditError(
-                f"config.json does not say what preset {preset!r} does (no section resolved_strategy, which the program "
-                "writes since it has more methods) - strategy.preset - make the run again with a present hetlora",
+                f"config.json does not say what preset {preset!r} does (it has no section resolved_strategy) - "
+                "strategy.preset - make the run again with a present hetlora",
                 2,
             )
         return row[POLICIES.index(key)]
@@ -179,8 +179,8 @@ def _refuse_unknown(settings: Settings, path: Path) -> None:
             raise AuditError(f"{name} = {value} cannot be replayed: this audit does not know the policy - {path} - use "
                              "the hetlora that made the run", 2)  # fmt: skip
     if settings.get("strategy.plugin"):
-        raise AuditError(f"strategy.plugin = {settings.get('strategy.plugin')} cannot be replayed: a method of one's own "
-                         f"is known to the program alone - {path} - audit a run without a plugin", 2)  # fmt: skip
+        raise AuditError(f"strategy.plugin = {settings.get('strategy.plugin')} cannot be replayed: only the "
+                         f"program knows it - {path} - audit a run without a plugin", 2)  # fmt: skip
 
 
 def read_settings(run_dir: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""Evaluation in the audit: the rows of run.h5, the final adapter folder loaded by the real `peft`, and a changed base."""
+"""Evaluation in the audit: rows of run.h5, the final adapter folder in the real `peft`, and a changed base."""
 
 from __future__ import annotations
 

@@ -10,7 +10,14 @@ from hetlora.audit_client import ClientTrainer, Participation, Task
 from hetlora.audit_config import Settings
 from hetlora.audit_data import Prepared, Window, batches, steps_per_epoch
 from hetlora.audit_methods import (
-    Masks, Scores, changed_rows, factor_masks, first_frozen_change, score, scored_masks, to_sent,
+    Masks,
+    Scores,
+    changed_rows,
+    factor_masks,
+    first_frozen_change,
+    score,
+    scored_masks,
+    to_sent,
 )  # fmt: skip
 from hetlora.audit_report import Report
 from hetlora.audit_trace import Event, Trace, relative_difference, resize, select

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,15 @@ from hetlora.audit_chain import BASE, GLOBAL, RANKS, RECEIVED, Chain
 from hetlora.audit_client import ClientTrainer, Participation
 from hetlora.audit_config import AuditError, Settings, read_settings
 from hetlora.audit_data import Prepared, Window, batches, steps_of
+from hetlora.audit_merge import FORM, FROM_UPLOADS, Merges
 from hetlora.audit_methods import Private, expected_received, received_size, slots_are_valid
 from hetlora.audit_model import adapter_layout, load_base
 from hetlora.audit_participation import CHOSEN, FROZEN, Participations
-from hetlora.audit_products import (
-    Base, base_changes, best_of_rank, mean_products, own_factors, product_difference, split_difference,
-)  # fmt: skip
+from hetlora.audit_products import Base
 from hetlora.audit_report import Report
-from hetlora.audit_server import Cohort, ServerOptimizer, Upload, aggregate, client_weights
 from hetlora.audit_trace import Event, Trace, n_parameters, relative_difference, split
 
 SLOTS, FRESH = "slots as specified", "fresh adapters as specified"
-FROM_UPLOADS, FORM = "global from traced uploads, per matrix", "factors of the global as specified"
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,6 @@ class Options:
     evaluate: bool = False
     model: str = ""
     data: str = ""
-
-
-@dataclass(frozen=True)
-class ServerStep:
-    """What the server makes of uploads."""
-
-    glob: np.ndarray  #: the new global adapter, canonical form at rank_max
-    weights: np.ndarray  #: [n_clients], averaged over matrices
-    base_changes: list[np.ndarray] = field(default_factory=list)  #: dense, one per adapted matrix
 
 
 class Replay:
@@ -77,8 +65,10 @@ class Replay:
             )
         policy = self.settings.policy
         if policy("slot_select") == "scored" and not self.natural:
-            raise AuditError("slot_select = scored with data.partition other than natural cannot be replayed (the first "
-                             "pass over a client's data is not in the trace) - audit a run with partition natural", 2)  # fmt: skip
+            raise AuditError(
+                "slot_select = scored with data.partition other than natural cannot be replayed (the first pass over a "
+                "client's data is not in the trace) - audit a run with partition natural", 2,
+            )  # fmt: skip
         # a base that changes, as the traced uploads make it: at the start of the round and after it
         self.base = Base(base, self.layout) if policy("base_update") != "none" else None
         self.base_before = self.base_now = self.base.start if self.base else []
@@ -90,7 +80,7 @@ class Replay:
         self.clients = Participations(self.trainer, self.data, self.trace, self.report)
         self.last_rank: dict[int, int] = {}  # client -> its lora_rank after its latest participation, as traced
         self.private = Private({})
-        self.optimizer = ServerOptimizer(self.settings)
+        self.merges = Merges(self)
         self.initial: np.ndarray | None = None
         self.seen: set[bytes] = set()  # fresh adapters, by their A of the first matrix
         self.n_partial = 0
@@ -159,7 +149,7 @@ class Replay:
                 self.last_rank[event.client] = event.lora_rank_after if pruned else event.lora_rank
                 if self.personal and not event.dropped:
                     self.private.keep(event.client, self.trace.sent(event), self.layout, event.lora_rank_after)
-            self._traced_server(number, events)
+            self.base_now = self.merges.traced_round(number, events)
             if chain:
                 chain.round(number, events, results)
             if self.after_round:
@@ -173,7 +163,7 @@ class Replay:
         }  # fmt: skip
         if self.clients.ties:
             self.report.notes.append(
-                f"{self.clients.ties} decisions (prunes, chosen slots) were ties within rounding and taken from the trace"
+                f"{self.clients.ties} decisions (prunes, chosen slots) were ties in rounding: the trace's were taken"
             )
         self.report.notes.append(
             "client training starts from the traced received adapter (rounding of earlier rounds doesn't add up); "
@@ -276,65 +266,3 @@ class Replay:
                 self.report.equal("windows equal", False, f"{event.place()} step {step.number}: no such window")
             out.append([window for window in found if window is not None])
         return [batch for batch in out if batch]
-
-    def upload(self, event: Event, received: np.ndarray, before: int, sent: np.ndarray, after: int) -> Upload:
-        """What the server gets of a participation; before and after are slots of the two adapters."""
-        count = len(self.data.client_windows(event.client)) if self.natural else 0
-        return Upload(np.asarray(received), before, np.asarray(sent), after, count, event.slots)
-
-    def server(
-        self, number: int, events: list[Event], previous: np.ndarray, uploads: list[Upload],
-        optimizer: ServerOptimizer, traced: np.ndarray | None,
-    ) -> ServerStep:  # fmt: skip
-        """The server's side of a round in our own mathematics. Of the traced new global only what is free is taken:
-        signs of slots, slots of singular value 0."""
-        merge = self.settings.policy("merge")
-        cohort = Cohort(number, max(event.lora_rank for event in events))
-        previous = np.asarray(previous, dtype=np.float64)
-        if not uploads:
-            return ServerStep(previous, np.zeros(0), [np.zeros((o, i)) for _, o, i in self.layout if self.base])
-        if merge == "factors":
-            merged, weights = aggregate(self.settings, self.layout, previous, self.rank_max, uploads, cohort)
-            merged = optimizer.step(previous, merged)
-        else:
-            merged, weights = previous, client_weights(self.settings, self.layout, uploads).mean(axis=1)
-        if merge == "product" and traced is not None:
-            products = [best_of_rank(p, self.rank_max, self.settings.precision)
-                        for p in mean_products(self.settings, self.layout, uploads)]  # fmt: skip
-            merged = own_factors(products, self.settings, self.layout, np.asarray(traced))
-        changes = base_changes(self.settings, self.layout, uploads, merged, self.rank_max) if self.base else []
-        return ServerStep(merged, weights, changes)
-
-    def _traced_server(self, number: int, events: list[Event]) -> None:
-        """Merges the traced uploads and compares weights and new global with the trace."""
-        previous, new = self.trace.global_adapter(number - 1), self.trace.global_adapter(number)
-        if previous is None or new is None:
-            self.report.notes.append(f"the trace holds no global adapter of round {number}: aggregation not checked")
-            return
-        kept = [event for event in events if not event.dropped]
-        uploads = [self.upload(e, self.trace.received(e), e.lora_rank_before, self.trace.sent(e), e.lora_rank_after)
-                   for e in kept]  # fmt: skip
-        step = self.server(number, events, previous, uploads, self.optimizer, new)
-        by_event = {event.index: float(weight) for event, weight in zip(kept, step.weights, strict=True)}
-        for event in events:
-            difference = abs(by_event.get(event.index, 0.0) - event.weight)
-            self.report.difference("aggregation weight, absolute", difference, event.place())
-        if self.settings.policy("merge") == "product" and uploads:
-            self._compare_products(number, uploads, new)
-        else:
-            value, where = relative_difference(step.glob, new, self.layout, self.rank_max)
-            self.report.difference(FROM_UPLOADS, value, f"round {number} {where}")
-        if self.base:
-            self.base_now = Base.changed(self.base_now, step.base_changes)
-
-    def _compare_products(self, number: int, uploads: list[Upload], new: np.ndarray) -> None:
-        """B A of the new global is the best approximation of its rank, and its factors have the form of factor_split."""
-        rule, scale = self.settings.policy("factor_split"), self.settings.scale(self.rank_max)
-        products = mean_products(self.settings, self.layout, uploads)
-        for (name, _, _), matrix, (a, bt) in zip(
-            self.layout, products, split(np.asarray(new), self.layout, self.rank_max), strict=True
-        ):
-            best = best_of_rank(matrix, self.rank_max, self.settings.precision)
-            value = product_difference(best, scale * bt.T @ a)
-            self.report.difference(FROM_UPLOADS, value, f"round {number} product of {name}")
-            self.report.difference(FORM, split_difference(rule, a, bt), f"round {number} {name}")

@@ -143,7 +143,7 @@ def _replicated(
 
 @dataclass
 class ServerOptimizer:
-    """strategy.server_optimizer: a step along the mean change instead of the change itself; its state over the rounds."""
+    """strategy.server_optimizer: a step along the mean change instead of the change itself; keeps its state."""
 
     settings: Settings
     moments: list[np.ndarray] = field(default_factory=list)
