@@ -29,6 +29,7 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");
     header.provenance.texts["config"] = resolved_ini(experiment.settings);
+    header.provenance.texts["strategy_policies"] = policies_text(experiment.strategy);
     header.provenance.texts["command_line"] = command_line;
     header.provenance.texts["base_sha256"] = experiment.base_sha256;
     header.provenance.texts["data_sha256"] = experiment.data_sha256;
@@ -40,7 +41,7 @@ void write_config(const RunFolder& folder, const Experiment& experiment, const s
     folder.write_config(
         resolved_ini(experiment.settings, fmt::format("identity {}\nbase sha256 {}\ndata sha256 {}", run_id,
                                                       experiment.base_sha256, experiment.data_sha256)),
-        resolved_json(experiment.settings));
+        resolved_json(experiment.settings, logged_strategy(experiment.strategy)));
 }
 
 /// Requests of a user to a process that is gone.

@@ -23,6 +23,7 @@ void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOu
         }
         trace.append_event({.round = round,
                             .client = report.client,
+                            .lora_rank = report.lora_rank_before,
                             .lora_rank_before = slots_of(outcome.traced[i].received),
                             .lora_rank_after = slots_of(outcome.traced[i].sent),
                             .dropped = report.dropped,
@@ -30,6 +31,7 @@ void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOu
                             .learning_rate = outcome.learning_rate,
                             .received = outcome.traced[i].received,
                             .sent = outcome.traced[i].sent,
+                            .slots = outcome.traced[i].slots,
                             .steps = steps});
     }
     trace.append_global(round, global);

@@ -69,11 +69,12 @@ std::string resolved_ini(const Settings& settings, std::string_view header) {
     return text;
 }
 
-std::string resolved_json(const Settings& settings) {
+std::string resolved_json(const Settings& settings, const std::map<std::string, std::string>& resolved_strategy) {
     nlohmann::ordered_json sections;
     for (const auto& key : config_schema()) {
         std::visit([&](const auto& value) { sections[key.section][key.name] = value; }, key.get(settings));
     }
+    for (const auto& [name, value] : resolved_strategy) sections["resolved_strategy"][name] = value;
     // A path need not be UTF-8; JSON must be.
     return sections.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }

@@ -86,7 +86,7 @@ void score_slots(const RoundContext& context, std::span<const ClientTask> tasks,
                                                  .trained = outcomes[i].trained,
                                                  .lora_rank = epoch[i].lora_rank,
                                                  .factors = epoch[i].trained_factors});
-        const std::int64_t budget = context.population.at(epoch[i].client).lora_rank * std::ssize(layout.matrices);
+        const std::int64_t budget = distributions[i].lora_rank * std::ssize(layout.matrices);
         distributions[i].trained_slots = choose_slots(scores, budget);
     }
 }
@@ -235,6 +235,7 @@ Distribution distribute(const RoundContext& context, std::int64_t round, const P
     const Strategy& strategy = context.strategy;
     const std::int64_t rank_max = context.init.rank_max;
     Distribution d;
+    d.lora_rank = client.lora_rank;
     if (strategy.slot_select == SlotSelect::random) {
         d.slots =
             random_slots({.seed = context.settings.experiment.seed_sampling, .round = round, .client = client.client},
@@ -310,6 +311,7 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
             work.traced.push_back({.cohort_index = member,
                                    .received = std::move(distributions[i].received),
                                    .sent = std::move(sent),
+                                   .slots = std::move(distributions[i].slots),
                                    .steps = std::move(outcomes[i].steps)});
         }
         work.reports.push_back(std::move(report));

@@ -1,4 +1,6 @@
 // What `hetlora strategies` prints: the table of methods and one method in full, both written from its policies.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "hetlora/base/error.hpp"
@@ -230,6 +232,13 @@ std::string policies_text(const Policies& policies) {
         text += fmt::format("{}{}={}", text.empty() ? "" : " ", policy.key, policy.value);
     }
     return text;
+}
+
+std::map<std::string, std::string> logged_strategy(const Strategy& strategy) {
+    std::map<std::string, std::string> named{{"preset", strategy.preset},
+                                             {"rank_levels", fmt::format("{}", fmt::join(strategy.rank_levels, ","))}};
+    for (const auto& policy : values_of(strategy)) named.emplace(policy.key, policy.value);
+    return named;
 }
 
 std::string strategy_table() {

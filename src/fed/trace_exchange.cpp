@@ -11,6 +11,7 @@ std::vector<TracedClient> gather_trace(Transport& transport, std::span<const Tra
         writer.put(client.cohort_index);
         writer.put_all(client.received);
         writer.put_all(client.sent);
+        writer.put_all(client.slots);
         writer.put(std::ssize(client.steps));
         for (const StepRecord& step : client.steps) {
             writer.put(step.loss);
@@ -26,6 +27,7 @@ std::vector<TracedClient> gather_trace(Transport& transport, std::span<const Tra
             client.cohort_index = reader.get<std::int64_t>();
             client.received = reader.get_all<double>();
             client.sent = reader.get_all<double>();
+            client.slots = reader.get_all<std::int64_t>();
             const auto n_steps = reader.get<std::ptrdiff_t>();
             for (std::ptrdiff_t s = 0; s < n_steps; ++s) {
                 StepRecord step;

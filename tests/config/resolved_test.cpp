@@ -74,6 +74,14 @@ TEST(ResolvedJson, is_nested_and_typed) {
     EXPECT_EQ(n_keys, config_schema().size());
 }
 
+TEST(ResolvedJson, says_what_the_preset_decided) {
+    const auto json = nlohmann::json::parse(resolved_json(Settings{}, {{"merge", "product"}, {"preset", "flexlora"}}));
+
+    EXPECT_EQ(json["resolved_strategy"]["merge"], "product");
+    EXPECT_EQ(json["resolved_strategy"]["preset"], "flexlora");
+    EXPECT_EQ(json["strategy"]["merge"], "preset") << "the section that is a config stays as it was given";
+}
+
 std::string identity(const std::vector<std::string>& overrides) {
     return identity_hash(loaded("", overrides), "b", "d");
 }

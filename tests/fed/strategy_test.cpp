@@ -118,6 +118,25 @@ TEST(Strategy, fedavg_asks_for_equal_ranks) {
     EXPECT_NO_THROW(fit_to_lora_ranks(s, std::vector<std::int64_t>{8, 4, 8}));
 }
 
+TEST(Strategy, the_log_names_what_is_used) {
+    Settings settings = with_preset("recon-svd");
+    settings.strategy.slot_norm = SlotNorm::levels;
+    Strategy strategy = resolve_strategy(settings);
+    fit_to_lora_ranks(strategy, std::vector<std::int64_t>{8, 2, 8, 4});
+
+    const auto logged = logged_strategy(strategy);
+
+    EXPECT_EQ(logged.at("preset"), "flexlora");
+    EXPECT_EQ(logged.at("merge"), "product");
+    EXPECT_EQ(logged.at("slot_norm"), "levels") << "an override, not the row";
+    EXPECT_EQ(logged.at("client_weight"), "samples");
+    EXPECT_EQ(logged.at("rank_levels"), "2,4,8");
+    for (const auto& [name, value] : logged) {
+        if (name == "preset" || name == "rank_levels") continue;
+        EXPECT_NE(policies_text(strategy).find(name + "=" + value), std::string::npos);
+    }
+}
+
 TEST(Strategy, every_method_is_described) {
     const auto table = strategy_table();
     for (const auto& preset : strategy_presets()) {

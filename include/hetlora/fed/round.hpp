@@ -48,6 +48,7 @@ struct TracedClient {
     std::vector<double> received;  ///< canonical form at the lora_rank before training (rank_max for receive = all)
     std::vector<double>
         sent;  ///< canonical form at the lora_rank after pruning; as trained where the client was dropped
+    std::vector<std::int64_t> slots;  ///< chosen for the client, ascending; empty: its leading ones
     std::vector<StepRecord> steps;
 };
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -120,6 +121,9 @@ void fit_to_lora_ranks(Strategy& strategy, std::span<const std::int64_t> lora_ra
 
 /// The policies as "slot_select=prefix receive=selected ...", every one named: for people and for the log.
 [[nodiscard]] std::string policies_text(const Policies& policies);
+
+/// What a run's log says of its method, by name: every policy as it is used, the preset's own name, and rank_levels.
+[[nodiscard]] std::map<std::string, std::string> logged_strategy(const Strategy& strategy);
 
 /// The table of all presets, one line each, for `hetlora strategies`.
 [[nodiscard]] std::string strategy_table();
