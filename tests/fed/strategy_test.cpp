@@ -118,6 +118,14 @@ TEST(Strategy, fedavg_asks_for_equal_ranks) {
     EXPECT_NO_THROW(fit_to_lora_ranks(s, std::vector<std::int64_t>{8, 4, 8}));
 }
 
+TEST(Strategy, scores_need_one_factor_that_trains) {
+    Settings settings = with_preset("lora-a2");
+    settings.strategy.trainable = Trainable::both;
+    EXPECT_NE(refusal(settings).find("set trainable = b or alternate"), std::string::npos);
+    settings.strategy.trainable = Trainable::b;
+    EXPECT_EQ(refusal(settings), "");
+}
+
 TEST(Strategy, the_log_names_what_is_used) {
     Settings settings = with_preset("recon-svd");
     settings.strategy.slot_norm = SlotNorm::levels;

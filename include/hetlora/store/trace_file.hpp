@@ -42,8 +42,8 @@ struct TraceEvent {
     bool dropped = false;
     double weight = 0.0;  ///< normalised over the cohort; with weight_scope = matrix the mean over matrices
     double learning_rate = 0.0;
-    std::span<const double> received{};  ///< P(lora_rank_before) values
-    std::span<const double> sent{};      ///< P(lora_rank_after) values
+    std::span<const double> received{};     ///< P(lora_rank_before) values
+    std::span<const double> sent{};         ///< P(lora_rank_after) values
     std::span<const std::int64_t> slots{};  ///< chosen for the client, ascending; empty: the leading ones
     std::span<const TraceStep> steps{};
 };
