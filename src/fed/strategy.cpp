@@ -126,6 +126,8 @@ void check_combination(const Strategy& s) {
          "slot_select = scored",
          "the choice differs by matrix: use receive = all, aggregate = deltas, slot_norm = all, client_weight = "
          "uniform or samples"},
+        {s.slot_select == SlotSelect::scored && s.trainable == Trainable::both, "slot_select = scored",
+         "the score is the change of one factor times the norm of the other: set trainable = b or alternate"},
         {s.receive == Receive::all && s.client_weight == ClientWeight::sparsity, "client_weight = sparsity",
          "the norm would be of slots that the client did not train: use receive = selected"},
         {s.receive == Receive::all && prefix, "receive = all",
