@@ -11,7 +11,7 @@ from hetlora.audit_client import Participation
 from hetlora.audit_data import batches
 from hetlora.audit_methods import Private, expected_received, received_size
 from hetlora.audit_participation import Start
-from hetlora.audit_products import Base
+from hetlora.audit_products import Base, change_difference
 from hetlora.audit_server import ServerOptimizer
 from hetlora.audit_trace import Event, join, relative_difference, resize, split
 
@@ -94,7 +94,4 @@ class Chain:
             for (name, _, _), mine, theirs, start in zip(
                 self.layout, self.base, replay.base_now, replay.base.start, strict=True
             ):
-                change = (theirs - start).double().norm().item()
-                difference = (mine - theirs).double().norm().item()
-                value = 0.0 if difference == 0 else difference / change if change else float("inf")
-                report.difference(BASE, value, f"round {number} {name}")
+                report.difference(BASE, change_difference(mine, theirs, start), f"round {number} {name}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
 
@@ -15,7 +16,7 @@ from hetlora.audit_client import ClientTrainer, mean_nll
 from hetlora.audit_config import AuditError
 from hetlora.audit_data import Window
 from hetlora.audit_model import load_base
-from hetlora.audit_products import Base
+from hetlora.audit_products import Base, change_difference
 from hetlora.audit_replay import Replay
 from hetlora.audit_trace import resize
 
@@ -122,8 +123,5 @@ class Evaluation:
         report.declare(BASE, replay.options.tolerance)
         tensors = load_file(found[-1])
         for (name, _, _), ours, start in zip(replay.layout, replay.base_now, replay.base.start, strict=True):
-            theirs = tensors[f"base/{name}"].astype(np.float64).reshape(tuple(ours.shape))
-            change = float((ours - start).double().norm())
-            difference = float(np.linalg.norm(ours.double().numpy() - theirs))
-            value = 0.0 if difference == 0 else difference / change if change else float("inf")
-            report.difference(BASE, value, f"round {last} {name}")
+            theirs = torch.from_numpy(np.array(tensors[f"base/{name}"])).reshape(ours.shape)
+            report.difference(BASE, change_difference(ours, theirs, start), f"round {last} {name}")

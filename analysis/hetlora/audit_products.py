@@ -134,6 +134,15 @@ def base_changes(
     return out
 
 
+def change_difference(ours: torch.Tensor, theirs: torch.Tensor, start: torch.Tensor) -> float:
+    """||ours - theirs|| relative to the change since the start; one rounding of every entry is free."""
+    epsilon = torch.finfo(start.dtype).eps
+    ours, theirs, start = ours.double(), theirs.double(), start.double()
+    change = float((theirs - start).norm())
+    difference = max(0.0, float((ours - theirs).norm()) - epsilon * float(start.norm()))
+    return 0.0 if difference == 0 else difference / change if change else float("inf")
+
+
 class Base:
     """The adapted matrices of a model, which some methods change after every round."""
 

@@ -257,19 +257,15 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
     return total;
 }
 
-EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                 PrivateFactors& private_factors, EvaluationPart evaluation_part) {
-    struct ClientSums {
-        std::int64_t client;
-        EvaluationSums sums;
-    };
+std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                        const PersonalEvaluation& wanted) {
     const Settings& settings = experiment.settings;
-    const Part part = evaluation_part == EvaluationPart::test ? Part::test : Part::valid;
+    const Part part = wanted.part == EvaluationPart::test ? Part::test : Part::valid;
     const auto& clients = experiment.population->eligible();
-    const std::int64_t share = settings.evaluation.sequences == 0
+    const std::int64_t share = wanted.sequences == 0
                                    ? std::numeric_limits<std::int64_t>::max()
-                                   : std::max<std::int64_t>(1, settings.evaluation.sequences / std::ssize(clients));
-    std::vector<ClientSums> mine;
+                                   : std::max<std::int64_t>(1, wanted.sequences / std::ssize(clients));
+    std::vector<PersonalSums> mine;
     skip_wait_for_look();
     agree(transport, "evaluating the clients' own adapters", [&] {
         for (std::size_t i = static_cast<std::size_t>(transport.mpi_rank()); i < clients.size();
@@ -280,11 +276,11 @@ EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, s
             const std::int64_t lora_rank = experiment.population->at(clients[i]).lora_rank;
             std::vector<double> own(static_cast<std::size_t>(experiment.layout.parameters(lora_rank)));
             resize_adapter<double>(experiment.layout, global, settings.lora.rank_max, own, lora_rank);
-            put_private_factors(experiment.layout, *experiment.population, clients[i], private_factors, own);
+            put_private_factors(experiment.layout, *experiment.population, clients[i], wanted.private_factors, own);
             AdapterGroup adapter(experiment.layout, 1, lora_width(lora_rank), /*with_gradient=*/false,
                                  experiment.engine->weights().options());
             adapter.set(0, own, lora_rank);
-            ClientSums entry{.client = clients[i], .sums = {}};
+            PersonalSums entry{.client = clients[i], .sums = {}};
             for (const auto& batch : evaluation_batches(windows, settings.compute.pack_tokens)) {
                 entry.sums += evaluate_batch(*experiment.engine, *experiment.corpus, windows, batch, &adapter,
                                              lora_scale(settings.lora, lora_rank));
@@ -292,13 +288,17 @@ EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, s
             mine.push_back(entry);
         }
     });
-    std::vector<ClientSums> all = gather_in_order(transport, mine, &ClientSums::client);
+    return gather_in_order(transport, mine, &PersonalSums::client);
+}
+
+EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                 const PersonalEvaluation& wanted) {
     EvaluationSums total;
-    for (const auto& entry : all) total += entry.sums;
+    for (const PersonalSums& entry : personal_sums(transport, experiment, global, wanted)) total += entry.sums;
     transport.broadcast_values(std::span(&total, 1));
     if (total.tokens == 0) {
         throw input_error("{}: no client has held-out data of its own, and strategy.preset = {} is evaluated on that",
-                          settings.data.path.string(), experiment.strategy.preset);
+                          experiment.settings.data.path.string(), experiment.strategy.preset);
     }
     return total;
 }

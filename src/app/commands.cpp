@@ -235,7 +235,8 @@ int repair_runs(const std::vector<std::string>& folders) {
 
 bool is_plain_verb(const CommandLine& command) {
     return command.help || command.version || command.verb.empty() || command.verb == "strategies" ||
-           command.verb == "info" || command.verb == "repair" || command.verb == "export" || command.verb == "sweep" || verb_of(command).in_python;
+           command.verb == "info" || command.verb == "repair" || command.verb == "export" || command.verb == "sweep" ||
+           verb_of(command).in_python;
 }
 
 int run_plain_verb(const CommandLine& command) {
@@ -252,10 +253,8 @@ int run_plain_verb(const CommandLine& command) {
         return repair_runs(command.words);
     } else if (command.verb == "export") {
         if (!command.to) throw usage_error("export: say where to write: --to DIR");
-        const std::string text = export_run({.run = command.words.front(),
-                                             .to = *command.to,
-                                             .round = command.round,
-                                             .merged = command.merged});
+        const std::string text = export_run(
+            {.run = command.words.front(), .to = *command.to, .round = command.round, .merged = command.merged});
         std::fputs(text.c_str(), stdout);
     } else if (command.verb == "sweep") {
         return sweep::run_sweep(command, {.usable_cores = usable_cores(), .free_memory_bytes = free_memory_bytes()});

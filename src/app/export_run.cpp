@@ -19,9 +19,9 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Files beside the weights that another program needs to read text with the model.
-constexpr std::string_view companions[] = {"tokenizer.json",     "tokenizer_config.json", "special_tokens_map.json",
-                                           "tokenizer.model",    "vocab.json",            "merges.txt",
-                                           "chat_template.jinja", "generation_config.json"};
+constexpr std::string_view companions[] = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json",
+    "merges.txt",     "chat_template.jinja",   "generation_config.json"};
 
 Checkpoint wanted_checkpoint(const ExportRequest& request) {
     const fs::path folder = request.run / "checkpoint";
@@ -36,8 +36,9 @@ Checkpoint wanted_checkpoint(const ExportRequest& request) {
         throw input_error("no checkpoint in '{}' is whole: {}", folder.string(), found.damaged.front());
     }
     if (std::ranges::find(rounds, *request.round) == rounds.end()) {
-        throw usage_error("--round {}: there are checkpoints of the rounds {} only (checkpoint.keep says how many stay)",
-                          *request.round, fmt::join(rounds, ", "));
+        throw usage_error(
+            "--round {}: there are checkpoints of the rounds {} only (checkpoint.keep says how many stay)",
+            *request.round, fmt::join(rounds, ", "));
     }
     return read_checkpoint(checkpoint_folder(folder, *request.round));
 }
@@ -81,8 +82,9 @@ void write_merged(const ExportRequest& request, const Settings& settings, const 
         if (found == named.end()) throw bug_error("no weight of the adapted matrix {}", matrix.name);
         const std::vector<double> base = changed_base(checkpoint, matrix);
         const auto rows = [&](std::int64_t offset, std::int64_t width) {
-            return as_tensor(global.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(rank_max * width)),
-                             rank_max, width);
+            return as_tensor(
+                global.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(rank_max * width)), rank_max,
+                width);
         };
         const at::Tensor a = rows(layout.offset_a(m, rank_max), matrix.d_in);
         const at::Tensor bt = rows(layout.offset_b(m, rank_max), matrix.d_out);
@@ -108,8 +110,7 @@ std::string export_run(const ExportRequest& request) {
     const Checkpoint checkpoint = wanted_checkpoint(request);
     const AdapterLayout layout = make_adapter_layout(read_model_config(settings.model.path), settings.lora.targets);
     const auto global = checkpoint.numbers.find("global");
-    if (global == checkpoint.numbers.end() ||
-        std::ssize(global->second) != layout.parameters(settings.lora.rank_max)) {
+    if (global == checkpoint.numbers.end() || std::ssize(global->second) != layout.parameters(settings.lora.rank_max)) {
         throw input_error("the checkpoint of round {} in '{}' does not fit the model in '{}': was the base replaced?",
                           checkpoint.round, request.run.string(), settings.model.path.string());
     }
@@ -123,8 +124,9 @@ std::string export_run(const ExportRequest& request) {
         return fmt::format("{}: the whole model after round {}\n", request.to.string(), checkpoint.round);
     }
     if (strategy.updates_base()) {
-        throw usage_error("'{}' is a run of {}, which changes the base: the adapter alone is not the model; take --merged",
-                          request.run.string(), strategy.preset);
+        throw usage_error(
+            "'{}' is a run of {}, which changes the base: the adapter alone is not the model; take --merged",
+            request.run.string(), strategy.preset);
     }
     write_peft_adapter(request.to, layout, global->second,
                        {.lora_rank = settings.lora.rank_max,

@@ -35,9 +35,19 @@ void check_health(const Settings& settings, std::int64_t round, double eval_loss
         round, eval_loss, factor, start_loss);
 }
 
-/// Loss of each client on its own held-out windows (NaN where it has none), each client evaluated by one mpi_rank.
-std::vector<double> client_losses(Transport& transport, Experiment& experiment, std::span<const double> global) {
+/// Loss of each client on its own held-out windows (NaN where it has none), of the global adapter, or of its own where
+/// clients keep a factor (on root only, then).
+std::vector<double> client_losses(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                  PrivateFactors& private_factors) {
     std::vector<double> losses(static_cast<std::size_t>(experiment.corpus->n_clients()), not_measured);
+    if (experiment.strategy.is_personal()) {
+        for (const PersonalSums& own :
+             personal_sums(transport, experiment, global,
+                           {.private_factors = private_factors, .part = experiment.settings.evaluation.part})) {
+            losses[static_cast<std::size_t>(own.client)] = own.sums.mean_loss();
+        }
+        return losses;
+    }
     const Part part = experiment.settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid;
     for (const std::int64_t client : experiment.population->eligible()) {
         const auto windows = experiment.corpus->client_evaluation_windows(client, part);
@@ -82,7 +92,7 @@ public:
                      nullptr, {});
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
-            base_losses_ = client_losses(transport_, experiment_, server_.global);
+            base_losses_ = client_losses(transport_, experiment_, server_.global, private_files_);
         }
         save_round(0);
     }
@@ -176,7 +186,8 @@ public:
     void after_training(double seconds) {
         broadcast_adapter_to_all();
         std::vector<double> final_losses;
-        if (!base_losses_.empty()) final_losses = client_losses(transport_, experiment_, server_.global);
+        if (!base_losses_.empty())
+            final_losses = client_losses(transport_, experiment_, server_.global, private_files_);
         agree(transport_, "writing the results", [&] {
             if (!files_) return;
             if (!final_losses.empty()) files_->log.set_client_final(base_losses_, final_losses);
@@ -215,14 +226,18 @@ private:
 
     [[nodiscard]] EvaluationSums evaluate(EvaluationPart part) {
         if (experiment_.strategy.is_personal()) {
-            return evaluate_personal(transport_, experiment_, server_.global, private_files_, part);
+            return evaluate_personal(transport_, experiment_, server_.global,
+                                     {.private_factors = private_files_,
+                                      .part = part,
+                                      .sequences = experiment_.settings.evaluation.sequences});
         }
         const bool beside = part != experiment_.settings.evaluation.part;
         return evaluate_global(transport_, experiment_, server_.global,
                                beside ? experiment_.test_windows : experiment_.evaluation_windows);
     }
 
-    /// Test is read where evaluation.test asks for it only: after the last round, or where valid says "the best so far".
+    /// Test is read where evaluation.test asks for it only: after the last round, or where valid says "the best so
+    /// far".
     void evaluate_on_test(RoundRow& row, bool last_round) {
         const TestEvaluation wanted = experiment_.settings.evaluation.test;
         const bool is_best = row.eval_loss < best_loss_;

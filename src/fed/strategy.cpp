@@ -119,6 +119,8 @@ void check_combination(const Strategy& s) {
          "it steps along the mean change of the factors: use merge = factors and aggregate = deltas"},
         {deltas && s.keep_uncovered != KeepUncovered::no, "keep_uncovered",
          "the delta form (aggregate = deltas) never erases a slot, since uncovered slots get no change: remove it"},
+        {s.server_optimizer != ServerOptimizer::none && s.trainable == Trainable::alternate, "server_optimizer",
+         "its moments would go on moving the factor that nobody trained in the round: use trainable = both or b"},
         {s.slot_scale == SlotScale::sketch && !(s.selects() && s.receive == Receive::selected), "slot_scale = sketch",
          "it makes up for slots that a client does not have: use slot_select = random"},
         {s.slot_select == SlotSelect::scored && !(s.receive == Receive::all && deltas && s.slot_norm == SlotNorm::all &&
@@ -127,7 +129,7 @@ void check_combination(const Strategy& s) {
          "the choice differs by matrix: use receive = all, aggregate = deltas, slot_norm = all, client_weight = "
          "uniform or samples"},
         {s.slot_select == SlotSelect::scored && s.trainable == Trainable::both, "slot_select = scored",
-         "the score is of the one factor that moves: set trainable = b or alternate"},
+         "the score is the change of one factor times the norm of the other: set trainable = b or alternate"},
         {s.receive == Receive::all && s.client_weight == ClientWeight::sparsity, "client_weight = sparsity",
          "the norm would be of slots that the client did not train: use receive = selected"},
         {s.receive == Receive::all && prefix, "receive = all",

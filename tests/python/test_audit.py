@@ -94,8 +94,9 @@ def test_mistake_is_caught(world, tmp_path, capsys, mistake):
 
 
 def method_config(world, preset):
-    """Three rounds of a method, each with few steps; fedex needs equal ranks."""
-    config = config_with(world, {"strategy": {"preset": preset}, "local": {"steps": 2}, "model": {"precision": "fp64"}})
+    """Three small rounds of a method; fedex needs equal ranks."""
+    changes = {"strategy": {"preset": preset}, "local": {"steps": 2}, "experiment": {"clients_per_round": 3}}
+    config = config_with(world, changes | {"model": {"precision": "fp64"}})
     if preset == "fedex":
         config["lora"]["rank_min"] = config["lora"]["rank_max"] = 4
     return config
@@ -112,7 +113,7 @@ def test_correct_run_of_a_method_passes(world, tmp_path, capsys, preset):
 def test_mistake_in_a_method_is_caught(world, tmp_path, capsys, mistake):
     config = method_config(world, simulated_methods.MUTATIONS[mistake])
     simulated_run.simulate(tmp_path, *world, config, mistake)
-    code, report = audit(tmp_path, capsys)
+    code, report = audit(tmp_path, capsys, "--clients", "1")
     assert code == 1, f"{mistake} went unnoticed"
 
 

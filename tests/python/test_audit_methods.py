@@ -26,7 +26,7 @@ from hetlora.audit import main  # noqa: E402
 
 pytestmark = program.needs_program
 
-SMALL = {"rounds": 2, "clients_per_round": 6, "seed": 7}
+SMALL = {"rounds": 2, "clients_per_round": 4, "seed": 7}
 EQUAL = {"lora": {"rank_distribution": "fixed"}}
 # Preset (with what it needs or what shows it), MPI ranks, precision.
 CASES = {
@@ -34,7 +34,8 @@ CASES = {
     "zeropad": ({}, 2, "fp64"),
     "fedavg": (EQUAL, 1, "fp64"),
     "fedprox": ({"strategy": {"prox_mu": 0.5}}, 1, "fp64"),
-    "rbla": ({}, 2, "fp32"),
+    "rbla": ({}, 2, "fp64"),
+    "rbla fp32": ({}, 1, "fp32"),
     "replicate": ({}, 1, "fp64"),
     "flexlora": ({}, 2, "fp64"),
     "flexlora fp32": ({}, 1, "fp32"),
@@ -63,6 +64,10 @@ CASES = {
     "fed-plora, adamw": ({"local": {"optimizer": "adamw", "learning_rate": 0.02, "weight_decay": 0.1,
                                     "clip_norm": 0.3}}, 1, "fp64"),
 }  # fmt: skip
+
+
+# Methods whose evaluation is not that of an adapter on the frozen base, and some others.
+EVALUATED = ("hetlora", "flexlora", "flora", "florist", "fedex", "fedsa", "fslora")
 
 
 @pytest.fixture(scope="session")
@@ -111,9 +116,10 @@ def audit(folder: Path, capsys, *options: str) -> tuple[int, dict, str]:
 @pytest.mark.parametrize("case", CASES)
 def test_method_agrees_with_stock_transformers_and_peft(runs, capsys, case):
     exact = ["--chain", "--tolerance", "1e-9"] if CASES[case][2] == "fp64" else []
-    code, report, table = audit(runs(case), capsys, "--evaluate", *exact)
+    evaluate = ["--evaluate"] if case.split()[0] in EVALUATED else []
+    code, report, table = audit(runs(case), capsys, *evaluate, *exact)
     assert code == 0, table
-    assert report["facts"]["participations replayed"] >= 12
+    assert report["facts"]["participations replayed"] >= 8
 
 
 # A run of one method that claims to be of another: what the audit has to object to.
@@ -167,7 +173,7 @@ def test_run_of_another_method_fails(runs, tmp_path, capsys, case, claim, check)
     for key, value in claim.items():
         config["resolved_strategy" if key in config["resolved_strategy"] else "strategy"][key] = value
     (folder / "config.json").write_text(json.dumps(config))
-    code, report, _ = audit(folder, capsys, "--clients", "3")
+    code, report, _ = audit(folder, capsys, "--clients", "1")
     assert code == 1, f"a run of {case} passed as one with {claim}"
     assert check in [c["name"] for c in report["checks"] if not c["passed"]]
 
@@ -179,7 +185,7 @@ def one_bit_in_the_frozen_factor(trace):
 def one_bit_outside_the_mask(trace):
     # B of the first matrix in round 1: of a client whose budget leaves some slots out, the first that did not change
     rank_max, d_in, d_out = trace.attrs["rank_max"], trace["matrices/d_in"][0], trace["matrices/d_out"][0]
-    event = int(np.argmin(trace["events/lora_rank"][:6]))
+    event = int(np.argmin(trace["events/lora_rank"][:4]))
     low = trace["events/sent_offset"][event] + rank_max * d_in
     before = trace["adapters/received"][low : low + rank_max * d_out].reshape(rank_max, d_out)
     after = trace["adapters/sent"][low : low + rank_max * d_out].reshape(rank_max, d_out)
@@ -209,7 +215,7 @@ def somebody_elses_b(trace):
     # the last value of a received adapter is one of B
     clients = trace["events/client"][:].tolist()
     again = next(i for i, c in enumerate(clients) if c in clients[:i])
-    trace["adapters/received"][trace["events/received_offset"][again + 1] - 1] *= 1.001
+    trace["adapters/received"][trace["events/received_offset"][again + 1] - 1] += 0.01
 
 
 TAMPERED = [
@@ -228,7 +234,7 @@ def test_one_changed_number_is_caught(runs, tmp_path, capsys, case, tamper, chec
     folder = copy_of(runs(case), tmp_path / "copy")
     with h5py.File(folder / "trace.h5", "r+") as trace:
         tamper(trace)
-    code, report, table = audit(folder, capsys, "--clients", "6", "--rounds", "2")
+    code, report, table = audit(folder, capsys, "--clients", "4", "--rounds", "1" if case != "fedsa" else "2")
     assert code == 1
     assert check in [c["name"] for c in report["checks"] if not c["passed"]], table
 

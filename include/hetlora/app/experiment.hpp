@@ -32,10 +32,10 @@ struct Experiment {
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;
     std::vector<WindowRef> test_windows;  ///< where evaluation.test asks for them
-    double global_scale = 1.0;           ///< s of the global adapter, at rank_max
-    std::vector<std::string> placement;  ///< on root only: where every MPI rank runs
-    std::string base_sha256;             ///< on root only
-    std::string data_sha256;             ///< on root only
+    double global_scale = 1.0;            ///< s of the global adapter, at rank_max
+    std::vector<std::string> placement;   ///< on root only: where every MPI rank runs
+    std::string base_sha256;              ///< on root only
+    std::string data_sha256;              ///< on root only
 };
 
 /// Loads model and data, draws the lora_ranks and checks that all of it fits together.
@@ -55,11 +55,24 @@ struct Experiment {
 [[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
                                              std::span<const double> global, std::span<const WindowRef> windows);
 
-/// The same for methods whose clients keep a factor of their own: every client that may train, with its own B beside
-/// the global A, on its own held-out windows (evaluation.sequences shared out evenly, at least one window each).
+/// Which of the clients' own held-out windows methods are evaluated on whose clients keep a factor of their own.
+struct PersonalEvaluation {
+    PrivateFactors& private_factors;
+    EvaluationPart part = EvaluationPart::valid;
+    std::int64_t sequences = 0;  ///< shared out evenly, at least one window each; 0: all
+};
+/// One client's own adapter on its own windows.
+struct PersonalSums {
+    std::int64_t client = 0;
+    EvaluationSums sums;
+};
+/// Every client that may train and has held-out windows, with its own B beside the global A: on root in the order of
+/// the clients, elsewhere nothing. The sums are the same bits for any number of mpi_ranks.
+[[nodiscard]] std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experiment,
+                                                      std::span<const double> global, const PersonalEvaluation& wanted);
+/// Their total, known to all mpi_ranks. @throws Error (input) if no client has held-out windows
 [[nodiscard]] EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment,
-                                               std::span<const double> global, PrivateFactors& private_factors,
-                                               EvaluationPart part);
+                                               std::span<const double> global, const PersonalEvaluation& wanted);
 
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);

@@ -15,7 +15,8 @@ struct ExportRequest {
     bool merged = false;
 };
 
-/// Writes a PEFT adapter folder, or with `merged` a Hugging Face folder of the whole model: W0 (as the method changed it)
+/// Writes a PEFT adapter folder, or with `merged` a Hugging Face folder of the whole model: W0 (as the method changed
+/// it)
 /// + s B A in every adapted matrix, added in fp64 and rounded once to the precision of the run (bfloat16 for bf16),
 /// with the base's tokenizer files.
 /// @return a line for people
