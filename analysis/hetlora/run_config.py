@@ -7,6 +7,7 @@ from pathlib import Path
 from hetlora.errors import InputError
 
 Config = dict[str, dict[str, object]]
+RESOLVED = "resolved_strategy"
 
 
 def read_config(folder: Path) -> Config:
@@ -25,6 +26,8 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"{file} holds no settings; expected an object of sections")
     config: Config = {}
     for key, value in raw.items():
+        if key == RESOLVED:  # what the preset's row and the keys of [strategy] come to: no setting of its own
+            continue
         if isinstance(value, dict):
             config.setdefault(key, {}).update(value)
         elif "." in key:

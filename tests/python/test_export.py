@@ -49,8 +49,8 @@ def logits(folder):
 def test_the_merged_model_has_the_loss_that_the_run_logged(home, tmp_path, method):
     text = finished("export", home.runs[method], "--merged", "--to", tmp_path / "merged").stdout
     assert "after round 3" in text
-    out = finished("evaluate", "--config", home.ini, f"model.path={tmp_path / 'merged'}").stderr
-    loss = float(re.search(r"loss (\S+)", out).group(1))
+    out = finished("evaluate", "--config", home.ini, f"model.path={tmp_path / 'merged'}")
+    loss = float(re.search(r"loss (\S+)", out.stdout + out.stderr).group(1))
     logged = read_run(home.runs[method]).rounds["eval_loss"]
     assert loss == pytest.approx(logged[-1], abs=2e-5)
     assert abs(loss - logged[0]) > 1e-3  # it is not the base
