@@ -25,19 +25,24 @@ void check_values(const Strategy& s) {
     }
 }
 
-/// Keys that describe a policy which this strategy does not have.
-void check_unused_keys(const Strategy& s, const Settings& settings) {
-    const auto refuse = [&](std::string_view key, bool used, std::string_view needs) {
-        if (used || !settings.is_given("strategy." + std::string(key))) return;
+/// Keys that describe a policy which this strategy does not have. (A resolved config names every key, so that it is the
+/// value that counts, not whether the key was given.)
+void check_unused_keys(const Strategy& s, const StrategySettings& chosen) {
+    const StrategySettings defaults;
+    const auto refuse = [&](std::string_view key, bool is_set, bool used, std::string_view needs) {
+        if (used || !is_set) return;
         throw usage_error("strategy.{} has no effect with preset {}: it is used with strategy.{} only - remove it", key,
                           s.preset, needs);
     };
-    refuse("factor_split", s.merge == Merge::product, "merge = product");
-    refuse("keep_energy", s.base_update == BaseUpdate::truncated, "base_update = truncated");
-    refuse("prox_mu", s.local_extra == LocalExtra::proximal, "local_extra = proximal");
-    refuse("rank_levels", s.slot_norm == SlotNorm::levels, "slot_norm = levels");
-    refuse("anneal_start", s.rank_schedule == RankSchedule::annealing, "rank_schedule = annealing");
-    refuse("keep_uncovered", s.merge == Merge::factors, "merge = factors");
+    refuse("factor_split", chosen.factor_split.has_value(), s.merge == Merge::product, "merge = product");
+    refuse("keep_uncovered", chosen.keep_uncovered.has_value(), s.merge == Merge::factors, "merge = factors");
+    refuse("keep_energy", chosen.keep_energy != defaults.keep_energy, s.base_update == BaseUpdate::truncated,
+           "base_update = truncated");
+    refuse("prox_mu", chosen.prox_mu != defaults.prox_mu, s.local_extra == LocalExtra::proximal,
+           "local_extra = proximal");
+    refuse("rank_levels", !chosen.rank_levels.empty(), s.slot_norm == SlotNorm::levels, "slot_norm = levels");
+    refuse("anneal_start", chosen.anneal_start != defaults.anneal_start, s.rank_schedule == RankSchedule::annealing,
+           "rank_schedule = annealing");
 }
 
 void check_sparsity_keys(const Strategy& s, const Settings& settings) {
@@ -181,7 +186,7 @@ Strategy resolve_strategy(const Settings& settings) {
     s.rank_levels = chosen.rank_levels;
     s.anneal_start = chosen.anneal_start;
     check_values(s);
-    check_unused_keys(s, settings);
+    check_unused_keys(s, chosen);
     check_sparsity_keys(s, settings);
     check_combination(s);
     return s;
