@@ -15,6 +15,7 @@
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/plan_run.hpp"
 #include "hetlora/app/resume.hpp"
+#include "hetlora/app/strategies_json.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
@@ -223,7 +224,9 @@ int run_plain_verb(const CommandLine& command) {
     } else if (command.verb.empty() || (command.help && !verb_of(command).in_python)) {
         std::fputs(help_text(command.verb).c_str(), stdout);
     } else if (command.verb == "strategies") {
-        std::fputs((command.words.empty() ? strategy_table() : strategy_description(command.words.front())).c_str(),
+        const std::string name = command.words.empty() ? "" : command.words.front();
+        std::fputs(command.print_json ? strategies_json(name).c_str()
+                                      : (name.empty() ? strategy_table() : strategy_description(name)).c_str(),
                    stdout);
     } else if (command.verb == "info") {
         std::fputs(describe_path(command.words.front()).c_str(), stdout);

@@ -86,7 +86,7 @@ void score_slots(const RoundContext& context, std::span<const ClientTask> tasks,
                                                  .trained = outcomes[i].trained,
                                                  .lora_rank = epoch[i].lora_rank,
                                                  .factors = epoch[i].trained_factors});
-        const std::int64_t budget = context.population.at(epoch[i].client).lora_rank * std::ssize(layout.matrices);
+        const std::int64_t budget = distributions[i].lora_rank * std::ssize(layout.matrices);
         distributions[i].trained_slots = choose_slots(scores, budget);
     }
 }
@@ -221,6 +221,7 @@ Distribution distribute(const RoundContext& context, std::int64_t round, const P
     } else if (strategy.slot_select == SlotSelect::importance) {
         d.slots = important_slots(layout, global, rank_max, client.lora_rank);
     }
+    d.lora_rank = client.lora_rank;
     d.received_lora_rank = strategy.receive == Receive::all ? rank_max : client.lora_rank;
     d.received.resize(static_cast<std::size_t>(layout.parameters(d.received_lora_rank)));
     if (strategy.restarts()) {
