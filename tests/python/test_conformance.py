@@ -71,12 +71,13 @@ def test_true_bytes_are_those_of_the_printed_formula(bare, name):
     methods.check_true_bytes(methods.TABLE[name], methods.log(bare(name)))
 
 
-def interrupted(folder: Path, words: list[str], row: dict, mpi_ranks: int) -> None:
+def interrupted(folder: Path, row: dict, world: tuple, mpi_ranks: int) -> None:
     """A run that ended after some of its rounds: at a smaller number of them or, where the number matters, by STOP."""
     if row["policies"]["rank_schedule"] == "none":
-        methods.run(folder, words, mpi_ranks, f"experiment.rounds={ROUNDS // 2}")
+        methods.run(folder, methods.settings(row, world, **{"experiment.rounds": ROUNDS // 2}), mpi_ranks)
         return
-    command = [*program.mpirun(mpi_ranks), str(program.PROGRAM), "run", "--output", str(folder), *words]
+    command = [*program.mpirun(mpi_ranks), str(program.PROGRAM), "run", "--output", str(folder)]
+    command += methods.settings(row, world)
     process = program.subprocess.Popen(
         command, env=program.environment(), stdout=program.subprocess.DEVNULL, stderr=program.subprocess.DEVNULL
     )
@@ -92,9 +93,8 @@ def interrupted(folder: Path, words: list[str], row: dict, mpi_ranks: int) -> No
 @ALL
 def test_same_bits_on_other_mpi_ranks_with_a_stop_between(world, bare, tmp_path, name, mpi_ranks):
     row = methods.TABLE[name]
-    words = methods.settings(row, world[1])
-    interrupted(tmp_path / "run", words, row, mpi_ranks[0])
-    methods.run(tmp_path / "run", words, mpi_ranks[1], "--resume")
+    interrupted(tmp_path / "run", row, world[1], mpi_ranks[0])
+    methods.run(tmp_path / "run", methods.settings(row, world[1]), mpi_ranks[1], "--resume")
     methods.assert_same(tmp_path / "run", bare(name))
 
 
