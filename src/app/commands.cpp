@@ -17,6 +17,7 @@
 #include "hetlora/app/plan_run.hpp"
 #include "hetlora/app/repair.hpp"
 #include "hetlora/app/resume.hpp"
+#include "hetlora/app/strategies_json.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
@@ -245,7 +246,9 @@ int run_plain_verb(const CommandLine& command) {
     } else if (command.verb.empty() || (command.help && !verb_of(command).in_python)) {
         std::fputs(help_text(command.verb).c_str(), stdout);
     } else if (command.verb == "strategies") {
-        std::fputs((command.words.empty() ? strategy_table() : strategy_description(command.words.front())).c_str(),
+        const std::string name = command.words.empty() ? "" : command.words.front();
+        std::fputs(command.print_json ? strategies_json(name).c_str()
+                                      : (name.empty() ? strategy_table() : strategy_description(name)).c_str(),
                    stdout);
     } else if (command.verb == "info") {
         std::fputs(describe_path(command.words.front()).c_str(), stdout);

@@ -286,6 +286,7 @@ Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& sta
     if (!state.server.moment1.empty()) checkpoint.numbers["server_moment1"] = state.server.moment1;
     if (!state.server.moment2.empty()) checkpoint.numbers["server_moment2"] = state.server.moment2;
     if (!state.private_rounds.empty()) checkpoint.integers["private_rounds"] = state.private_rounds;
+    if (!state.base.empty()) checkpoint.integers["base_delta_bytes"] = {state.server.base_delta_bytes};
     for (std::size_t m = 0; m < state.base.size(); ++m) {
         const std::string name = base_name(experiment.layout, m);
         if (settings.model.precision == Precision::fp64) {
@@ -326,6 +327,10 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
         };
         state.server.moment1 = optional("server_moment1");
         state.server.moment2 = optional("server_moment2");
+        const auto bytes = checkpoint.integers.find("base_delta_bytes");
+        if (bytes != checkpoint.integers.end() && bytes->second.size() == 1) {
+            state.server.base_delta_bytes = bytes->second.front();
+        }
         lora_ranks = ranks->second;
         state.base_losses = optional("base_losses");
         n_base[0] = std::ssize(state.base_losses);

@@ -137,8 +137,8 @@ public:
         const RoundOutcome outcome = run_round(context, round, server_);
         RoundRecord record;
         record.round.round = round;
-        fill_from_reports(record.round, outcome, delta_bytes_);
-        delta_bytes_ = outcome.base_delta_bytes;
+        fill_from_reports(record.round, outcome, server_.base_delta_bytes);
+        server_.base_delta_bytes = outcome.base_delta_bytes;
         const EvaluationSettings& evaluation = experiment_.settings.evaluation;
         const bool last_round = round == experiment_.settings.experiment.rounds;
         if (last_round || round % evaluation.every == 0) {
@@ -397,7 +397,6 @@ private:
     std::optional<UpdateDrift> drift_;  ///< with log.spectra
     ServerState server_;
     PrivateFiles private_files_;
-    std::int64_t delta_bytes_ = 0;  ///< of the base's change in the last round
     std::vector<double> base_losses_;
     RoundRow first_;
     RoundRow last_;

@@ -220,8 +220,11 @@ void put_private_factors(const AdapterLayout& layout, const Population& populati
     const std::int64_t lora_rank = population.at(client).lora_rank;
     const std::vector<double> own = private_factors.load(client, stored);
     if (own.size() != b_values(layout, lora_rank)) {
-        throw input_error("client {} keeps {} values of B, but its lora_rank {} has {}", client, own.size(), lora_rank,
-                          b_values(layout, lora_rank));
+        throw input_error(
+            "what client {} keeps for itself has {} values of B, but its lora_rank {} has {} - "
+            "private/client_{:06}/round_{:06}.safetensors in the run's folder - restore this file, or start anew in "
+            "another folder",
+            client, own.size(), lora_rank, b_values(layout, lora_rank), client, stored);
     }
     for_each_b(layout, lora_rank, [&](std::size_t in_adapter, std::size_t in_own, std::size_t n) {
         std::copy_n(own.begin() + static_cast<std::ptrdiff_t>(in_own), n,
@@ -243,6 +246,7 @@ Distribution distribute(const RoundContext& context, std::int64_t round, const P
     } else if (strategy.slot_select == SlotSelect::importance) {
         d.slots = important_slots(layout, global, rank_max, client.lora_rank);
     }
+    d.lora_rank = client.lora_rank;
     d.received_lora_rank = strategy.receive == Receive::all ? rank_max : client.lora_rank;
     d.received.resize(static_cast<std::size_t>(layout.parameters(d.received_lora_rank)));
     if (strategy.restarts()) {

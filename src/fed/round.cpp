@@ -103,7 +103,12 @@ LowRankDelta merge_on_root(const RoundContext& context, const Inbox& inbox, Serv
             break;
     }
     if (outcome.merge.changed) {
-        apply_server_optimizer(strategy, state, outcome.merge.global, context.init.round_to_fp32);
+        apply_server_optimizer(strategy,
+                               {.layout = context.engine.layout(),
+                                .rank_max = context.init.rank_max,
+                                .sent = sent_factors(strategy, outcome.plan.round),
+                                .round_to_fp32 = context.init.round_to_fp32},
+                               state, outcome.merge.global);
     }
     state.global = outcome.merge.global;
     return base_change;

@@ -89,6 +89,10 @@ void check_combination(const Strategy& s) {
          "local_extra = tail_prune", "pruned lora_ranks leave the rank levels that this slot_norm is made of"},
         {s.prunes() && s.rank_schedule != RankSchedule::none, "local_extra = tail_prune",
          "rank_schedule already sets every client's lora_rank"},
+        {s.prunes() && s.merge == Merge::stack, "local_extra = tail_prune",
+         "every round starts from a fresh adapter, whose tail is zero: nothing would ever be pruned"},
+        {s.slot_norm == SlotNorm::levels && s.rank_schedule != RankSchedule::none, "rank_schedule",
+         "a falling lora_rank leaves the rank levels that slot_norm = levels is made of"},
         {s.prunes() && s.trainable != Trainable::both, "local_extra = tail_prune",
          "its regulariser and its test need both factors to train: set trainable = both"},
         {!factors && !(prefix && s.receive == Receive::selected), "merge",
@@ -104,10 +108,11 @@ void check_combination(const Strategy& s) {
         {s.merge == Merge::stack && s.slot_norm != SlotNorm::all, "slot_norm",
          "slots of a stack are nobody else's: there is nothing to share a weight with"},
         {s.base_update == BaseUpdate::residual && !(factors && prefix && s.slot_norm == SlotNorm::all &&
-                                                    s.trainable == Trainable::both && !deltas && !s.prunes()),
+                                                    s.trainable == Trainable::both && !deltas && !s.prunes() &&
+                                                    !s.is_personal() && s.keep_uncovered != KeepUncovered::last),
          "base_update = residual",
          "it is what the plain mean of both factors misses: use it with merge = factors, slot_norm = all, trainable = "
-         "both, aggregate = parameters, and no pruning"},
+         "both, shared_factors = both, aggregate = parameters, no pruning, and without keep_uncovered = last"},
         {s.slot_norm == SlotNorm::levels && s.merge != Merge::product, "slot_norm = levels",
          "rank levels partition the product: it needs merge = product"},
         {s.slot_norm == SlotNorm::replicate &&
@@ -129,7 +134,7 @@ void check_combination(const Strategy& s) {
          "the choice differs by matrix: use receive = all, aggregate = deltas, slot_norm = all, client_weight = "
          "uniform or samples"},
         {s.slot_select == SlotSelect::scored && s.trainable == Trainable::both, "slot_select = scored",
-         "the score is the change of one factor times the norm of the other: set trainable = b or alternate"},
+         "a slot's score is the change of one factor beside the other one: use trainable = alternate or b"},
         {s.receive == Receive::all && s.client_weight == ClientWeight::sparsity, "client_weight = sparsity",
          "the norm would be of slots that the client did not train: use receive = selected"},
         {s.receive == Receive::all && prefix, "receive = all",

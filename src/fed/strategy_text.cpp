@@ -17,33 +17,10 @@ std::string aliases_of(const StrategyPreset& preset) {
     return text;
 }
 
-/// Name and value of every policy, in the order in which a round uses them.
-struct PolicyValue {
-    std::string_view key;
-    std::string_view value;
-};
-std::vector<PolicyValue> values_of(const Policies& p) {
-    return {{"slot_select", name_of(p.slot_select)},
-            {"receive", name_of(p.receive)},
-            {"slot_scale", name_of(p.slot_scale)},
-            {"trainable", name_of(p.trainable)},
-            {"local_extra", name_of(p.local_extra)},
-            {"shared_factors", name_of(p.shared_factors)},
-            {"client_weight", name_of(p.client_weight)},
-            {"merge", name_of(p.merge)},
-            {"slot_norm", name_of(p.slot_norm)},
-            {"aggregate", name_of(p.aggregate)},
-            {"factor_split", name_of(p.factor_split)},
-            {"base_update", name_of(p.base_update)},
-            {"server_optimizer", name_of(p.server_optimizer)},
-            {"rank_schedule", name_of(p.rank_schedule)},
-            {"keep_uncovered", name_of(p.keep_uncovered)}};
-}
-
 /// Only what differs from zero-padding with sample weights.
 std::string difference(const Policies& policies) {
-    const auto own = values_of(policies);
-    const auto plain = values_of(Policies{});
+    const auto own = policy_values(policies);
+    const auto plain = policy_values(Policies{});
     std::string text;
     for (std::size_t i = 0; i < own.size(); ++i) {
         if (own[i].value == plain[i].value) continue;
@@ -226,9 +203,27 @@ std::string notes(const StrategyPreset& preset) {
 
 }  // namespace
 
+std::vector<PolicyValue> policy_values(const Policies& p) {
+    return {{"slot_select", name_of(p.slot_select)},
+            {"receive", name_of(p.receive)},
+            {"slot_scale", name_of(p.slot_scale)},
+            {"trainable", name_of(p.trainable)},
+            {"local_extra", name_of(p.local_extra)},
+            {"shared_factors", name_of(p.shared_factors)},
+            {"client_weight", name_of(p.client_weight)},
+            {"merge", name_of(p.merge)},
+            {"slot_norm", name_of(p.slot_norm)},
+            {"aggregate", name_of(p.aggregate)},
+            {"factor_split", name_of(p.factor_split)},
+            {"base_update", name_of(p.base_update)},
+            {"server_optimizer", name_of(p.server_optimizer)},
+            {"rank_schedule", name_of(p.rank_schedule)},
+            {"keep_uncovered", name_of(p.keep_uncovered)}};
+}
+
 std::string policies_text(const Policies& policies) {
     std::string text;
-    for (const auto& policy : values_of(policies)) {
+    for (const auto& policy : policy_values(policies)) {
         text += fmt::format("{}{}={}", text.empty() ? "" : " ", policy.key, policy.value);
     }
     return text;
@@ -237,7 +232,7 @@ std::string policies_text(const Policies& policies) {
 std::map<std::string, std::string> logged_strategy(const Strategy& strategy) {
     std::map<std::string, std::string> named{{"preset", strategy.preset},
                                              {"rank_levels", fmt::format("{}", fmt::join(strategy.rank_levels, ","))}};
-    for (const auto& policy : values_of(strategy)) named.emplace(policy.key, policy.value);
+    for (const auto& policy : policy_values(strategy)) named.emplace(policy.key, policy.value);
     return named;
 }
 

@@ -5,14 +5,15 @@
 namespace hetlora {
 namespace {
 
-/// "P(x)", or only the part of it that travels.
-std::string part(const Policies& policies, std::string_view slots) {
+/// "P(x)", or only the part of it that travels; of alternate ones "odd rounds | even rounds".
+std::string part(const Policies& policies, std::string_view slots, bool down) {
     if (policies.shared_factors == SharedFactors::a) return fmt::format("{} d_in", slots);
     switch (policies.trainable) {
         case Trainable::b:
             return fmt::format("{} d_out", slots);
         case Trainable::alternate:
-            return fmt::format("{} d_out | {} d_in", slots, slots);
+            // Down comes what the round before has changed: the other one.
+            return fmt::format("{} {} | {} {}", slots, down ? "d_in" : "d_out", slots, down ? "d_out" : "d_in");
         case Trainable::both:
             break;
     }
@@ -22,7 +23,7 @@ std::string part(const Policies& policies, std::string_view slots) {
 }  // namespace
 
 std::string symbols_up(const Policies& policies) {
-    std::string text = part(policies, "r_k");
+    std::string text = part(policies, "r_k", false);
     if (policies.slot_select == SlotSelect::importance) text += " + r_k";
     if (policies.slot_select == SlotSelect::scored) text += " + mask";
     if (policies.client_weight == ClientWeight::sparsity) text += " + 1";
@@ -33,7 +34,7 @@ std::string symbols_down(const Policies& policies) {
     if (policies.merge == Merge::stack) {
         return policies.base_update == BaseUpdate::truncated ? "P(p), p <= sum_j r_j" : "P(sum_j r_j)";
     }
-    std::string text = part(policies, policies.receive == Receive::all ? "R" : "r_k");
+    std::string text = part(policies, policies.receive == Receive::all ? "R" : "r_k", true);
     if (policies.base_update == BaseUpdate::residual) text += " + P(sum_j r_j)";
     return text;
 }

@@ -133,7 +133,7 @@ TEST(CommandLineProblem, missing_repeated_and_surplus_arguments) {
         "hetlora info: got nothing after it, but the usage is: hetlora info PATH (`hetlora info --help` explains)");
     EXPECT_EQ(
         problem({"strategies", "a", "b"}),
-        "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] (`hetlora strategies "
+        "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] [--json] (`hetlora strategies "
         "--help` explains)");
 }
 

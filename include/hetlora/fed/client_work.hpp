@@ -23,7 +23,7 @@ struct ClientWork {
 
 /// What one client gets and trains in a round.
 struct Distribution {
-    std::int64_t lora_rank = 0;               ///< the client's in this round
+    std::int64_t lora_rank = 0;               ///< slots that the client may train
     std::vector<double> received;             ///< canonical form at received_lora_rank
     std::int64_t received_lora_rank = 0;      ///< the client's, or rank_max for receive = all
     std::vector<std::int64_t> slots;          ///< its places in the global adapter, ascending; empty: the leading ones

@@ -119,6 +119,14 @@ struct Factors {
 /// @throws Error (usage) if it needs equal lora_ranks and these differ, or if one of them is no rank level
 void fit_to_lora_ranks(Strategy& strategy, std::span<const std::int64_t> lora_ranks);
 
+/// A policy's key and value as in a config.
+struct PolicyValue {
+    std::string_view key;
+    std::string_view value;
+};
+/// Every policy, in the order in which a round uses them.
+[[nodiscard]] std::vector<PolicyValue> policy_values(const Policies& policies);
+
 /// The policies as "slot_select=prefix receive=selected ...", every one named: for people and for the log.
 [[nodiscard]] std::string policies_text(const Policies& policies);
 
