@@ -107,9 +107,9 @@ void check_combination(const Strategy& s) {
          "base_update", "what goes into the base is the stack of all clients: it needs merge = stack"},
         {s.merge == Merge::stack && s.slot_norm != SlotNorm::all, "slot_norm",
          "slots of a stack are nobody else's: there is nothing to share a weight with"},
-        {s.base_update == BaseUpdate::residual && !(factors && prefix && s.slot_norm == SlotNorm::all &&
-                                                    s.trainable == Trainable::both && !deltas && !s.prunes() &&
-                                                    !s.is_personal() && s.keep_uncovered != KeepUncovered::last),
+        {s.base_update == BaseUpdate::residual &&
+             !(factors && prefix && s.slot_norm == SlotNorm::all && s.trainable == Trainable::both && !deltas &&
+               !s.prunes() && !s.is_personal() && s.keep_uncovered != KeepUncovered::last),
          "base_update = residual",
          "it is what the plain mean of both factors misses: use it with merge = factors, slot_norm = all, trainable = "
          "both, shared_factors = both, aggregate = parameters, no pruning, and without keep_uncovered = last"},

@@ -131,10 +131,10 @@ TEST(CommandLineProblem, missing_repeated_and_surplus_arguments) {
     EXPECT_EQ(
         problem({"info"}),
         "hetlora info: got nothing after it, but the usage is: hetlora info PATH (`hetlora info --help` explains)");
-    EXPECT_EQ(
-        problem({"strategies", "a", "b"}),
-        "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] [--json] (`hetlora strategies "
-        "--help` explains)");
+    EXPECT_EQ(problem({"strategies", "a", "b"}),
+              "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] [--json] (`hetlora "
+              "strategies "
+              "--help` explains)");
 }
 
 TEST(HelpText, lists_the_implemented_verbs_only) {

@@ -9,14 +9,12 @@ namespace hetlora {
 namespace {
 
 const AdapterLayout& layout() {
-    static const AdapterLayout tiny{.matrices = {{.name = "m", .d_out = 1, .d_in = 2}}};
+    static const AdapterLayout tiny{.matrices = {{"m", 0, "q_proj", 1, 2}}};
     return tiny;
 }
 
 /// lora_rank 1: A has two values, B one.
-ServerStep step(Factors sent = {}) {
-    return {.layout = layout(), .rank_max = 1, .sent = sent, .round_to_fp32 = false};
-}
+ServerStep step(Factors sent = {}) { return {.layout = layout(), .rank_max = 1, .sent = sent, .round_to_fp32 = false}; }
 
 TEST(ServerState, momentum_is_fedavgm) {
     Strategy strategy;

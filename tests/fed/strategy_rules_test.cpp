@@ -90,7 +90,11 @@ const std::vector<Refused>& refused() {
         {"flexlora", [](S& s) { s.keep_uncovered = KeepUncovered::last; }, "keep_uncovered", "merge = factors"},
         {"flora", [](S& s) { s.keep_energy = 0.5; }, "keep_energy", "base_update = truncated"},
         {"hetlora", [](S& s) { s.prox_mu = 0.5; }, "prox_mu", "local_extra = proximal"},
-        {"rb-lora", [](S& s) { s.rank_levels = {2, 8}; }, "rank_levels", "slot_norm = levels"},
+        {"rb-lora",
+         [](S& s) {
+             s.rank_levels = {2, 8};
+         },
+         "rank_levels", "slot_norm = levels"},
         {"zeropad", [](S& s) { s.anneal_start = 0.5; }, "anneal_start", "rank_schedule = annealing"},
     };
     return rows;

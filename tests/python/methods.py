@@ -1,4 +1,4 @@
-"""The table of methods as the program prints it, runs of them on a micro world, and true bytes from the printed formula.
+"""The table of methods as the program prints it, runs of them on a micro world, true bytes from the printed formula.
 
 Everything here comes from `hetlora strategies --json`, so that a new row is tested without writing a test.
 """
@@ -63,7 +63,8 @@ def settings(row: dict, world: tuple[Path, Path], **changes: object) -> list[str
     """The words of a run of a preset: mixed lora_ranks where it takes them, several packs a round."""
     words = {
         "experiment.name": "micro", "experiment.seed": 6, "experiment.rounds": 4, "experiment.clients_per_round": 4,
-        "model.path": world[0], "data.path": world[1], "data.sequence_length": 24, "data.overlap": 8, "data.min_windows": 1,
+        "model.path": world[0], "data.path": world[1], "data.sequence_length": 24, "data.overlap": 8,
+        "data.min_windows": 1,
         "lora.rank_min": RANK_MIN, "lora.rank_max": RANK_MAX,
         "local.steps": 3, "local.batch_size": 3, "local.learning_rate": 0.01,
         "compute.threads": 1, "compute.pack_tokens": 96,

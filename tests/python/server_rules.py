@@ -102,7 +102,9 @@ def check_weights(round_: Round, policies: dict) -> None:
     if policies["client_weight"] == "samples":
         return
     raw = [
-        np.sqrt(sum(np.linalg.norm(bt.T @ a) ** 2 for a, bt in u.sent)) if policies["client_weight"] == "sparsity" else 1.0
+        np.sqrt(sum(np.linalg.norm(bt.T @ a) ** 2 for a, bt in u.sent))
+        if policies["client_weight"] == "sparsity"
+        else 1.0
         for u in round_.uploads
     ]
     total = sum(raw)

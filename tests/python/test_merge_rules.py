@@ -23,7 +23,10 @@ pytestmark = program.needs_program
 
 #: Rows of the table with other policies, so that each rule is seen where no preset has it alone.
 VARIANTS = {
-    "deltas, momentum": ("zeropad", {"aggregate": "deltas", "server_optimizer": "momentum", "server_learning_rate": 0.5}),
+    "deltas, momentum": (
+        "zeropad",
+        {"aggregate": "deltas", "server_optimizer": "momentum", "server_learning_rate": 0.5},
+    ),
     "fslora, adam": ("fslora", {"server_optimizer": "adam", "server_learning_rate": 0.01, "server_beta1": 0.5}),
     "alternate, momentum": ("rolora", {"aggregate": "deltas", "server_optimizer": "momentum"}),
     "contributors, uncovered kept": ("rbla", {"keep_uncovered": "last", "client_weight": "uniform"}),
@@ -54,7 +57,9 @@ def traced(folder: Path, preset: str, world: tuple, changes: dict, **more: objec
     fixed = {"model.precision": "fp64", "output.trace": True, "experiment.rounds": 3}
     words = methods.settings(row, world, **fixed | {f"strategy.{key}": v for key, v in changes.items()} | more)
     methods.run(folder, words)
-    chosen = {k: str(v) for k, v in changes.items() if k == "server_optimizer" or not k.startswith(KEYS_THAT_ARE_NO_POLICY)}
+    chosen = {
+        k: str(v) for k, v in changes.items() if k == "server_optimizer" or not k.startswith(KEYS_THAT_ARE_NO_POLICY)
+    }
     policies = row["policies"] | chosen
     rounds, names = server_rules.read_rounds(folder / "trace.h5", policies)
     state = methods.state_values(folder)
@@ -134,7 +139,9 @@ def test_server_equals_numpy(world, tmp_path, case):
     if "prune_gamma" in changes:
         events = methods.log(folder).participation
         assert (events["lora_rank_after"] < events["lora_rank_before"]).any(), "nothing was pruned"
-    check_received(rounds, policies, [8] * 12 if methods.TABLE[preset]["requires_equal_lora_ranks"] else methods.client_ranks())
+    check_received(
+        rounds, policies, [8] * 12 if methods.TABLE[preset]["requires_equal_lora_ranks"] else methods.client_ranks()
+    )
 
 
 def check_received(rounds, policies: dict, ranks: list[int]) -> None:
@@ -168,7 +175,10 @@ def test_one_client_is_local_training_alone(world, tmp_path, name):
     """The model after the rounds is the base with that client's own product, whatever the rule."""
     changes = {"keep_energy": 1} if methods.TABLE[name]["policies"]["base_update"] == "truncated" else {}
     policies, rounds, change, names, scale, folder = traced(
-        tmp_path / "run", name, world[2], changes,
+        tmp_path / "run",
+        name,
+        world[2],
+        changes,
         **{"experiment.clients_per_round": 1, "experiment.rounds": 2},
     )
     for matrix, name_ in enumerate(names):
@@ -187,10 +197,12 @@ def test_one_client_is_local_training_alone(world, tmp_path, name):
             close(own, products[-1], 1e-9)
 
 
-@pytest.mark.parametrize("name", [n for n, row in methods.TABLE.items() if row["policies"]["base_update"] in ("merge", "residual")])
+@pytest.mark.parametrize(
+    "name", [n for n, row in methods.TABLE.items() if row["policies"]["base_update"] in ("merge", "residual")]
+)
 def test_loss_is_that_of_a_base_with_the_mean_of_the_products(world, tmp_path, name):
-    from safetensors.torch import load_file, save_file
     import torch
+    from safetensors.torch import load_file, save_file
 
     _, rounds, _, names, scale, folder = traced(tmp_path / "run", name, world[2], {}, **{"experiment.rounds": 1})
     model = shutil.copytree(world[2][0], tmp_path / "model")

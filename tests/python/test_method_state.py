@@ -53,9 +53,7 @@ def test_killed_between_two_checkpoints(world, tmp_path, case):
     words = words_of(world, case, **{"experiment.rounds": ROUNDS, "checkpoint.every": 2})
     whole, run = methods.run(tmp_path / "whole", words), tmp_path / "run"
     command = [str(program.PROGRAM), "run", "--output", str(run), *words]
-    process = subprocess.Popen(
-        command, env=program.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, env=program.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while rows(run) < 4 and process.poll() is None:
         time.sleep(0.002)
     process.kill()
@@ -65,7 +63,7 @@ def test_killed_between_two_checkpoints(world, tmp_path, case):
 
 
 def test_private_versions_that_a_checkpoint_needs_are_kept_and_older_ones_removed(world, tmp_path):
-    """Every client takes part in every round; the last two checkpoints are of rounds 4 and 6 when the run is stopped."""
+    """Every client takes part in every round; the last two checkpoints are of rounds 4 and 6 at the stop."""
     words = words_of(world, "fedsa", **{"experiment.rounds": 50, "checkpoint.every": 2, "checkpoint.keep": 2,
                                         "experiment.clients_per_round": 0})  # fmt: skip
     run = tmp_path / "run"
@@ -80,7 +78,9 @@ def test_private_versions_that_a_checkpoint_needs_are_kept_and_older_ones_remove
     kept = sorted(int(folder.name.removeprefix("round_")) for folder in (run / "checkpoint").glob("round_??????"))
     assert kept and all(round_ % 2 == 0 for round_ in kept)
     for client in range(10):
-        versions = sorted(int(file.stem.removeprefix("round_")) for file in (run / f"private/client_{client:06}").iterdir())
+        versions = sorted(
+            int(file.stem.removeprefix("round_")) for file in (run / f"private/client_{client:06}").iterdir()
+        )
         assert set(kept) <= set(versions)
         assert versions[0] >= kept[0] - 2, "versions that no checkpoint can name stay"
 
@@ -150,7 +150,11 @@ def test_a_damaged_base_in_a_checkpoint(world, stopped, tmp_path, damage):
     values.pop(gone)
     save_file(values, state)
     sums = subprocess.run(
-        ["sha256sum", "state.safetensors", "manifest.json"], cwd=state.parent, capture_output=True, text=True, check=True
+        ["sha256sum", "state.safetensors", "manifest.json"],
+        cwd=state.parent,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     (state.parent / "SHA256SUMS").write_text(sums.stdout)
     message = refused(run, words_of(world, "flora"), 3)
@@ -169,11 +173,14 @@ def test_a_damaged_base_in_a_checkpoint(world, stopped, tmp_path, damage):
         ({"strategy.preset": "fedex"}, ["fedex", "equal lora_ranks"]),
         ({"strategy.preset": "flora", "strategy.base_update": "none"}, ["merge = stack", "base_update = merge"]),
         ({"strategy.server_learning_rate": 0.5}, ["server_learning_rate", "server_optimizer"]),
-        ({"strategy.preset": "fslora", "strategy.server_optimizer": "adam", "strategy.server_beta2": 1}, ["server_beta2"]),
+        ({"strategy.preset": "fslora", "strategy.server_optimizer": "adam", "strategy.server_beta2": 1},
+         ["server_beta2"]),
     ],
 )  # fmt: skip
 def test_bad_strategies_are_one_clear_message(world, tmp_path, changes, parts):
-    done = program.start("run", "--output", tmp_path / "run", *methods.settings(methods.TABLE["zeropad"], world[1], **changes))
+    done = program.start(
+        "run", "--output", tmp_path / "run", *methods.settings(methods.TABLE["zeropad"], world[1], **changes)
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     said = program.messages(done.stderr)
     assert len(said) == 1, done.stderr
