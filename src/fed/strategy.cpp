@@ -124,8 +124,6 @@ void check_combination(const Strategy& s) {
          "it steps along the mean change of the factors: use merge = factors and aggregate = deltas"},
         {deltas && s.keep_uncovered != KeepUncovered::no, "keep_uncovered",
          "the delta form (aggregate = deltas) never erases a slot, since uncovered slots get no change: remove it"},
-        {s.server_optimizer != ServerOptimizer::none && s.trainable == Trainable::alternate, "server_optimizer",
-         "its moments would go on moving the factor that nobody trained in the round: use trainable = both or b"},
         {s.slot_scale == SlotScale::sketch && !(s.selects() && s.receive == Receive::selected), "slot_scale = sketch",
          "it makes up for slots that a client does not have: use slot_select = random"},
         {s.slot_select == SlotSelect::scored && !(s.receive == Receive::all && deltas && s.slot_norm == SlotNorm::all &&

@@ -32,7 +32,16 @@ VARIANTS = {
     "contributors, uncovered kept": ("rbla", {"keep_uncovered": "last", "client_weight": "uniform"}),
     "contributors of deltas": ("fed-plora", {"aggregate": "deltas", "keep_uncovered": "no"}),
     "pruned deltas": ("hetlora", {"aggregate": "deltas", "prune_gamma": 0.7, "prune_lambda": 3}),
-    "pruned products": ("flexlora", {"local_extra": "tail_prune", "prune_gamma": 0.7, "prune_lambda": 300}),
+    "pruned products": (
+        "flexlora",
+        {
+            "local_extra": "tail_prune",
+            "prune_gamma": 0.7,
+            "prune_lambda": 10,
+            "experiment.rounds": 12,
+            "local.lr_schedule": "cosine",
+        },
+    ),
     "replicated, uniform, annealed": ("replicate", {"client_weight": "uniform", "rank_schedule": "annealing"}),
     "B only, contributors": ("ffa", {"slot_norm": "contributors", "keep_uncovered": "last"}),
     "private B, deltas, momentum": ("fedsa", {"aggregate": "deltas", "server_optimizer": "momentum"}),
@@ -41,7 +50,7 @@ VARIANTS = {
     "residual of sparsity weights": ("fedex", {"client_weight": "sparsity"}),
 }
 CASES = {name: (name, {}) for name in methods.TABLE} | VARIANTS
-KEYS_THAT_ARE_NO_POLICY = ("server_", "prune_")
+KEYS_THAT_ARE_NO_POLICY = ("server_", "prune_", "local.", "experiment.")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +63,11 @@ def world(tmp_path_factory):
 def traced(folder: Path, preset: str, world: tuple, changes: dict, **more: object):
     """(policies, rounds, {matrix: change of the base}, LoRA scale, folder) of a run in fp64."""
     row = methods.TABLE[preset]
-    fixed = {"model.precision": "fp64", "output.trace": True, "experiment.rounds": 3}
-    words = methods.settings(row, world, **fixed | {f"strategy.{key}": v for key, v in changes.items()} | more)
+    fixed = {"model.precision": "fp64", "output.trace": True, "experiment.rounds": 3,
+             "local.weight_decay": 0.1}  # fmt: skip
+    words = methods.settings(
+        row, world, **fixed | {k if "." in k else f"strategy.{k}": v for k, v in changes.items()} | more
+    )
     methods.run(folder, words)
     chosen = {
         k: str(v) for k, v in changes.items() if k == "server_optimizer" or not k.startswith(KEYS_THAT_ARE_NO_POLICY)
@@ -122,7 +134,7 @@ def check_base(rounds, policies: dict, change: dict, names: list[str], scale: fl
 def test_server_equals_numpy(world, tmp_path, case):
     preset, changes = CASES[case]
     policies, rounds, change, names, scale, folder = traced(tmp_path / "run", preset, world[1], changes)
-    assert len(rounds) == 3 and all(len(round_.uploads) >= 2 for round_ in rounds)
+    assert len(rounds) >= 3 and all(len(round_.uploads) >= 2 for round_ in rounds)
     for round_ in rounds:
         server_rules.check_weights(round_, policies)
     if policies["merge"] == "factors":
@@ -154,11 +166,38 @@ def check_received(rounds, policies: dict, ranks: list[int]) -> None:
                 assert all((bt == 0).all() for _, bt in upload.received)
                 continue
             if policies["slot_select"] == "scored":
+                check_scored(
+                    upload,
+                    policies,
+                    round_.number,
+                    min(ranks[upload.client], cap(policies, round_.number, len(rounds))),
+                )
                 continue
+            check_frozen(upload, policies, round_.number)
             for (a, bt), (old_a, old_bt) in zip(upload.received, round_.previous, strict=True):
                 assert (a == old_a[upload.slots[: len(a)]]).all()
                 if policies["shared_factors"] == "both":
                     assert (bt == old_bt[upload.slots[: len(bt)]]).all()
+
+
+def check_frozen(upload, policies: dict, round_number: int) -> None:
+    """The factor that does not train is sent as it was received, whatever the weight decay."""
+    trains = {"both": (True, True), "b": (False, True), "alternate": (round_number % 2 == 0, round_number % 2 == 1)}
+    for sent, received in zip(upload.sent, upload.received, strict=True):
+        for factor, moves in enumerate(trains[policies["trainable"]]):
+            if not moves:
+                assert (sent[factor] == received[factor][: len(sent[factor])]).all()
+
+
+def check_scored(upload, policies: dict, round_number: int, lora_rank: int) -> None:
+    """At most lora_rank x matrices (matrix, slot) pairs of the live factor have changed, and nothing else."""
+    check_frozen(upload, policies, round_number)
+    changed = sum(
+        int((sent != received).any(axis=1).sum())
+        for pair, other in zip(upload.sent, upload.received, strict=True)
+        for sent, received in zip(pair, other, strict=True)
+    )
+    assert 0 < changed <= lora_rank * len(upload.sent)
 
 
 def cap(policies: dict, round_number: int, rounds: int, start: float = 0.2) -> int:
@@ -181,6 +220,11 @@ def test_one_client_is_local_training_alone(world, tmp_path, name):
         changes,
         **{"experiment.clients_per_round": 1, "experiment.rounds": 2},
     )
+    logged = methods.log(folder)
+    assert (logged.participation["weight"] == 1).all()
+    assert np.isfinite(logged.rounds["eval_loss"]).all()
+    if not changes:  # a truncation that keeps all has another size
+        methods.check_true_bytes(methods.TABLE[name], logged, value_bytes=8)
     for matrix, name_ in enumerate(names):
         clients = [round_.uploads[0] for round_ in rounds]
         products = [u.sent[matrix][1].T @ u.sent[matrix][0] for u in clients]
