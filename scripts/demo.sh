@@ -19,3 +19,7 @@ run homlora-high strategy.preset=homlora lora.rank_distribution=fixed lora.rank_
 
 echo
 build/hetlora table "$out/hetlora" "$out/homlora-low" "$out/homlora-high"
+echo
+build/hetlora report "$out/hetlora" "$out/homlora-low" "$out/homlora-high" --title "hetlora demo" \
+    --output "$out/report.html"
+echo "Open $out/report.html in a browser to see the curves, the slots and the lora_ranks."

@@ -12,6 +12,9 @@ VERBS = {
     "prepare": ("hetlora.prepare.command", "turn conversations or text into one prepared .h5 file"),
     "convert": ("hetlora.convert.command", "turn a GGUF, llama2.c or Hugging Face checkpoint into a model folder"),
     "audit": ("hetlora.audit", "replay a traced run with stock transformers and peft"),
+    "compare": ("hetlora.compare", "methods side by side: intervals over seeds, paired tests, bytes to a target"),
+    "watch": ("hetlora.watch", "a live view of runs in the terminal, from their folders"),
+    "report": ("hetlora.report.command", "one HTML page with charts, of a run or a sweep"),
     "table": ("hetlora.table", "one line per run folder: method, perplexity, bytes, time"),
 }
 

@@ -67,11 +67,15 @@ def audit(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
     replay = Replay(arguments.run_dir, options)
-    report = replay.run()
+    evaluation = None
     if arguments.evaluate:
-        from hetlora.audit_evaluate import audit_evaluation
+        from hetlora.audit_evaluate import Evaluation
 
-        audit_evaluation(replay)
+        evaluation = Evaluation(replay)
+        replay.after_round = evaluation.row
+    report = replay.run()
+    if evaluation:
+        evaluation.finish()
     print(report.table())
     if arguments.json:
         arguments.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n")

@@ -26,7 +26,21 @@ class Participation:
     tail_before: float = 0.0  #: sum over matrices of ||Bt tail|| ||A tail|| of the reference factors
     tail_after: float = 0.0  #: the same of the trained factors
     finite: bool = True
+    masks: list = field(default_factory=list)  #: rows of A and of Bt of every matrix that trained
     trained: np.ndarray | None = None  #: before pruning, canonical form at lora_rank_before
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a client is to train."""
+
+    received: np.ndarray  #: canonical form at `size`
+    size: int  #: slots of the adapter
+    batches: Sequence[Sequence[Window]]
+    learning_rate: float
+    reference: np.ndarray | None = None  #: factors whose tail the prune compares with; None: those received
+    masks: list[tuple[np.ndarray, np.ndarray]] | None = None  #: rows of A and of Bt that train; None: all
+    prox_mu: float = 0.0  #: mu of mu/2 ||theta - received||^2
 
 
 def tail_norm(adapter: np.ndarray, layout: Layout, lora_rank: int, start: int) -> float:
@@ -49,8 +63,13 @@ class ClientTrainer:
         name = f"lora_rank_{lora_rank}"
         if self.model is None or name not in self.model.peft_config:
             rule = self.settings.get("lora.scale_rule", "constant")
-            alpha = self.settings.scale(lora_rank) * lora_rank if rule == "constant" else float(
-                self.settings.get("lora.lora_alpha", 16))  # fmt: skip
+            if self.settings.policy("slot_scale") == "sketch":  # r of rank_max slots stand for all of them
+                rule, rank_max = "constant", int(self.settings.get("lora.rank_max", 32))
+                alpha = self.settings.scale(lora_rank) * rank_max
+            elif rule == "constant":
+                alpha = self.settings.scale(lora_rank) * lora_rank
+            else:
+                alpha = float(self.settings.get("lora.lora_alpha", 16))
             config = LoraConfig(
                 r=lora_rank, lora_alpha=alpha, use_rslora=rule == "rslora", lora_dropout=0.0, bias="none",
                 target_modules=sorted({matrix.rsplit(".", 1)[1] for matrix, _, _ in self.layout}),
@@ -104,23 +123,19 @@ class ClientTrainer:
         epsilon = float(get("local.adam_epsilon", 1e-8))
         return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, eps=epsilon, weight_decay=decay)
 
-    def train(
-        self, received: np.ndarray, lora_rank: int, batches: Sequence[Sequence[Window]], learning_rate: float,
-        reference: np.ndarray | None = None,
-    ) -> Participation:  # fmt: skip
-        """One participation from the received adapter.
-
-        `reference` (default: received) holds the factors whose tail the prune compares with.
-        """
-        name = self._adapter(lora_rank)
-        parameters = self._load(name, received, lora_rank)
+    def train(self, task: Task) -> Participation:
+        """One participation from the received adapter."""
+        lora_rank = task.size
+        parameters = self._load(self._adapter(lora_rank), task.received, lora_rank)
         flat = [x for pair in parameters for x in pair]
-        optimizer = self._optimizer(flat, learning_rate)  # fresh state each participation
+        before = [x.detach().clone() for x in flat]
+        frozen = self._frozen(task.masks)
+        optimizer = self._optimizer(flat, task.learning_rate)  # fresh state each participation
         start = self.settings.tail_start(lora_rank)
         penalty = float(self.settings.get("strategy.prune_lambda", 0.01)) if self.tail and start < lora_rank else 0.0
         clip = float(self.settings.get("local.clip_norm", 0.0))
         out = Participation(lora_rank_after=lora_rank)
-        for batch in batches:
+        for batch in task.batches:
             optimizer.zero_grad()
             count = sum(len(window.positions) for window in batch)
             loss = 0.0
@@ -131,9 +146,17 @@ class ClientTrainer:
                     loss += float(nll.detach()) / count
             if penalty > 0:
                 (penalty * self._regulariser(parameters, start)).backward()
+            if task.prox_mu > 0:
+                distance = sum(((x - y) ** 2).sum() for x, y in zip(flat, before, strict=True))
+                (0.5 * task.prox_mu * distance).backward()
+            for x, rows in zip(flat, frozen, strict=True):
+                x.grad[rows] = 0
             if clip > 0:
                 torch.nn.utils.clip_grad_norm_(flat, clip)
             optimizer.step()
+            with torch.no_grad():  # weight decay too leaves frozen entries alone
+                for x, rows, old in zip(flat, frozen, before, strict=True):
+                    x[rows] = old[rows]
             out.losses.append(loss)
             out.n_loss_tokens.append(count)
         trained = join([(a.detach().double().numpy(), b.detach().double().numpy().T) for a, b in parameters])
@@ -142,7 +165,15 @@ class ClientTrainer:
             return out
         out.trained = out.sent = trained
         if self.tail and start < lora_rank:
-            self._prune(out, received if reference is None else reference, lora_rank, start)
+            self._prune(out, task.received if task.reference is None else task.reference, lora_rank, start)
+        return out
+
+    def _frozen(self, masks: list[tuple[np.ndarray, np.ndarray]] | None) -> list[tuple]:
+        """Indices of what does not train in A [r, d_in] and B [d_out, r] of every matrix."""
+        out = []
+        for train_a, train_b in masks or [(np.ones(0, bool), np.ones(0, bool))] * len(self.layout):
+            slots_a, slots_b = torch.from_numpy(np.flatnonzero(~train_a)), torch.from_numpy(np.flatnonzero(~train_b))
+            out += [(slots_a,), (slice(None), slots_b)]
         return out
 
     def _prune(self, out: Participation, reference: np.ndarray, lora_rank: int, start: int) -> None:

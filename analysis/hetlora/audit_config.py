@@ -19,7 +19,7 @@ class AuditError(UserError):
         self.exit_code = exit_code
 
 
-#: The rows of the preset table (methods): what the policy keys mean when they are left at "preset".
+#: Runs of before config.json had a section resolved_strategy: what policy keys at "preset" mean in them.
 PRESETS = {
     "hetlora": ("all", "sparsity", "tail_prune", "parameters"),
     "hetlora-agg": ("all", "sparsity", "none", "parameters"),
@@ -28,16 +28,29 @@ PRESETS = {
 }
 ALIASES = {"homlora": "fedavg", "fedit": "fedavg"}
 POLICIES = ("slot_norm", "client_weight", "local_extra", "aggregate")
+#: Every policy with the values that can be replayed; the first one is that of runs which do not name it.
+REPLAYABLE_POLICIES = {
+    "slot_select": ("prefix", "random", "importance", "scored"),
+    "receive": ("selected", "all"),
+    "slot_scale": ("none", "sketch"),
+    "trainable": ("both", "b", "alternate"),
+    "local_extra": ("none", "tail_prune", "proximal"),
+    "shared_factors": ("both", "a"),
+    "client_weight": ("uniform", "samples", "sparsity"),
+    "merge": ("factors", "product", "stack"),
+    "slot_norm": ("all", "contributors", "levels", "replicate"),
+    "aggregate": ("parameters", "deltas"),
+    "factor_split": ("left", "sqrt", "right"),
+    "base_update": ("none", "merge", "truncated", "residual"),
+    "server_optimizer": ("none", "momentum", "adam"),
+    "rank_schedule": ("none", "annealing"),
+    "keep_uncovered": ("no", "last"),
+}
 REPLAYABLE = {
-    "strategy.slot_norm": ("all", "contributors"),
-    "strategy.client_weight": ("uniform", "samples", "sparsity"),
-    "strategy.local_extra": ("none", "tail_prune"),
-    "strategy.aggregate": ("parameters", "deltas"),
     "strategy.prune_reference": ("received", "initial"),
     "strategy.prune_rounding": ("floor", "nearest", "ceil"),
     "strategy.weight_scope": ("client", "matrix"),
     "strategy.weight_norm": ("root_sum_squares", "sum"),
-    "strategy.keep_uncovered": ("no", "last"),
     "lora.scale_rule": ("constant", "alpha_over_rank", "rslora"),
     "local.optimizer": ("sgd", "adamw"),
     "local.lr_schedule": ("constant", "linear", "cosine"),
@@ -63,15 +76,22 @@ class Settings:
         return LONG_NAMES.get(name, name)
 
     def policy(self, key: str) -> str:
-        """A policy key of [strategy]; "preset" is looked up in the preset's row."""
+        """A policy as the run used it: from resolved_strategy, or from [strategy] and the preset of older runs."""
+        value = self.get(f"resolved_strategy.{key}")
+        if value is not None:
+            return str(value)
         value = str(self.get(f"strategy.{key}", "preset"))
         if value != "preset":
             return value
+        if key not in POLICIES:
+            return REPLAYABLE_POLICIES[key][0]
         preset = str(self.get("strategy.preset", "hetlora"))
         row = PRESETS.get(ALIASES.get(preset, preset))
         if row is None:
             raise AuditError(
-                f"preset {preset!r} cannot be replayed - strategy.preset - audit knows {', '.join(PRESETS)}", 2
+                f"config.json does not say what preset {preset!r} does (it has no section resolved_strategy) - "
+                "strategy.preset - make the run again with a present hetlora",
+                2,
             )
         return row[POLICIES.index(key)]
 
@@ -104,6 +124,36 @@ class Settings:
             return base * (1.0 + (last - 1.0) * progress)
         return base * (last + (1.0 - last) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
+    def trained_factors(self, round_number: int) -> tuple[bool, bool]:
+        """(A trains, B trains) in this round (1-based); alternate: B in odd rounds, A in even ones."""
+        trainable = self.policy("trainable")
+        if trainable == "alternate":
+            return round_number % 2 == 0, round_number % 2 == 1
+        return trainable == "both", True
+
+    def sent_factors(self, round_number: int) -> tuple[bool, bool]:
+        """(A is averaged, B is averaged) in this round."""
+        return (True, False) if self.policy("shared_factors") == "a" else self.trained_factors(round_number)
+
+    def lora_rank_cap(self, round_number: int) -> int:
+        """Largest lora_rank of a round: rank_max, or falling geometrically to rank_min after anneal_start."""
+        high, low = int(self.get("lora.rank_max", 32)), int(self.get("lora.rank_min", 2))
+        if self.policy("rank_schedule") == "none":
+            return high
+        rounds = int(self.get("experiment.rounds", 10))
+        first = math.floor(float(self.get("strategy.anneal_start", 0.2)) * rounds + 1e-9)
+        if round_number <= first or rounds <= first:
+            return high
+        return max(low, math.floor(high * (low / high) ** ((round_number - first) / (rounds - first)) + 0.5))
+
+    def prox_mu(self, round_number: int) -> float:
+        """mu of mu/2 ||theta - received||^2; with a rank schedule only while no lora_rank has fallen."""
+        if self.policy("local_extra") != "proximal":
+            return 0.0
+        if self.lora_rank_cap(round_number) < int(self.get("lora.rank_max", 32)):
+            return 0.0
+        return float(self.get("strategy.prox_mu", 0.01))
+
     def tail_start(self, lora_rank: int) -> int:
         """g, the first slot of the tail that may be pruned; g >= lora_rank means that there is no tail.
 
@@ -118,6 +168,19 @@ class Settings:
         else:
             kept = math.floor(product + 0.5 + 1e-9)
         return max(int(self.get("lora.rank_min", 2)), kept)
+
+
+def _refuse_unknown(settings: Settings, path: Path) -> None:
+    """Policies that this audit has not heard of would be left out in silence."""
+    known = {f"resolved_strategy.{name}" for name in (*REPLAYABLE_POLICIES, "preset", "rank_levels")}
+    for key, value in settings.values.items():
+        if key.startswith("resolved_strategy.") and key not in known:
+            name = key.replace("resolved_", "")
+            raise AuditError(f"{name} = {value} cannot be replayed: this audit does not know the policy - {path} - use "
+                             "the hetlora that made the run", 2)  # fmt: skip
+    if settings.get("strategy.plugin"):
+        raise AuditError(f"strategy.plugin = {settings.get('strategy.plugin')} cannot be replayed: only the "
+                         f"program knows it - {path} - audit a run without a plugin", 2)  # fmt: skip
 
 
 def read_settings(run_dir: Path) -> Settings:
@@ -136,15 +199,18 @@ def read_settings(run_dir: Path) -> Settings:
         for key, value in keys.items()
     }
     settings = Settings(values)
-    for key, known in REPLAYABLE.items():
+    _refuse_unknown(settings, path)
+    policies = {f"resolved_strategy.{name}": known for name, known in REPLAYABLE_POLICIES.items()}
+    for key, known in (policies | REPLAYABLE).items():
         section, name = key.split(".")
-        if section == "strategy" and name in POLICIES:
+        if section == "resolved_strategy":
             value = settings.policy(name)
         elif key == "model.precision":
             value = settings.precision
         else:
             value = str(settings.get(key, known[0]))
         if value not in known:
+            key = key.replace("resolved_", "")
             raise AuditError(
                 f"{key} = {value} cannot be replayed - {path} - audit a run with {key} one of: {', '.join(known)}", 2
             )

@@ -119,26 +119,33 @@ class Prepared:
             self._cache[client] = windows[: self.max_windows] if self.max_windows else windows
         return self._cache[client]
 
+    def client_evaluation_windows(self, client: int, part: str = "valid") -> list[Window]:
+        """Windows of a client's own held-back sequences of this part."""
+        wanted = TEST if part == "test" else VALID
+        sequences = range(self.client_offset[client], self.client_offset[client + 1])
+        return [w for s in sequences if self.part[s] == wanted for w in self.sequence_windows(s)]
+
     def evaluation_windows(self, part: str = "valid") -> list[Window]:
         """The global evaluation set: windows of the held-out clients' sequences of this part."""
-        wanted = TEST if part == "test" else VALID
-        windows = []
-        for client in np.flatnonzero(self.held_out):
-            for sequence in range(self.client_offset[client], self.client_offset[client + 1]):
-                if self.part[sequence] == wanted:
-                    windows += self.sequence_windows(sequence)
-        return windows
+        return [w for c in np.flatnonzero(self.held_out) for w in self.client_evaluation_windows(int(c), part)]
+
+
+def steps_per_epoch(settings: Settings, n_windows: int) -> int:
+    """Steps in which a client sees each of its training windows once."""
+    return -(-n_windows // int(settings.get("local.batch_size", 4)))
 
 
 def steps_of(settings: Settings, n_windows: int) -> int:
     """Local steps of a client with this many training windows."""
-    per_epoch = -(-n_windows // int(settings.get("local.batch_size", 4)))
+    per_epoch = steps_per_epoch(settings, n_windows)
     epochs = int(settings.get("local.epochs", 0) or 0)
     return epochs * per_epoch if epochs > 0 else int(settings.get("local.steps", 5))
 
 
-def batches(windows: list[Window], settings: Settings, client: int, round_number: int) -> list[list[Window]]:
-    """The batch of every local step of one participation, in our own order.
+def batches(
+    windows: list[Window], settings: Settings, client: int, round_number: int, n_steps: int | None = None
+) -> list[list[Window]]:
+    """The batch of every local step of one participation (or of its first `n_steps`), in our own order.
 
     Epoch e is a permutation of the client's windows by hash_seed(seed_data, data_order, client, round, e, i).
     """
@@ -146,7 +153,7 @@ def batches(windows: list[Window], settings: Settings, client: int, round_number
     per_epoch = -(-n // size)
     out: list[list[Window]] = []
     order: list[int] = []
-    for step in range(steps_of(settings, n)):
+    for step in range(steps_of(settings, n) if n_steps is None else n_steps):
         epoch, j = divmod(step, per_epoch)
         if j == 0:
             keys = [(hash_seed(seed, _PURPOSE_DATA_ORDER, client, round_number, epoch, i), i) for i in range(n)]

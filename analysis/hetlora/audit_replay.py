@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from hetlora.audit_chain import BASE, GLOBAL, RANKS, RECEIVED, Chain
 from hetlora.audit_client import ClientTrainer, Participation
 from hetlora.audit_config import AuditError, Settings, read_settings
 from hetlora.audit_data import Prepared, Window, batches, steps_of
+from hetlora.audit_merge import FORM, FROM_UPLOADS, Merges
+from hetlora.audit_methods import Private, expected_received, received_size, slots_are_valid
 from hetlora.audit_model import adapter_layout, load_base
+from hetlora.audit_participation import CHOSEN, FROZEN, Participations
+from hetlora.audit_products import Base
 from hetlora.audit_report import Report
-from hetlora.audit_server import Upload, aggregate
-from hetlora.audit_trace import Event, Trace, join, relative_difference, resize, split
+from hetlora.audit_trace import Event, Trace, n_parameters, relative_difference, split
 
-#: A prune whose two norms agree to this is a tie in rounding: either decision is right.
-TIE = {"fp32": 1e-5, "fp64": 1e-12}
+SLOTS, FRESH = "slots as specified", "fresh adapters as specified"
 
 
 @dataclass(frozen=True)
@@ -59,31 +63,59 @@ class Replay:
                 f"the trace's adapted matrices are not those of lora.targets = {self.settings.get('lora.targets')} in "
                 f"canonical order ({len(self.trace.layout)} traced, {len(self.layout)} expected) - {run_dir}/trace.h5"
             )
+        policy = self.settings.policy
+        if policy("slot_select") == "scored" and not self.natural:
+            raise AuditError(
+                "slot_select = scored with data.partition other than natural cannot be replayed (the first pass over a "
+                "client's data is not in the trace) - audit a run with partition natural", 2,
+            )  # fmt: skip
+        # a base that changes, as the traced uploads make it: at the start of the round and after it
+        self.base = Base(base, self.layout) if policy("base_update") != "none" else None
+        self.base_before = self.base_now = self.base.start if self.base else []
         self.trainer = ClientTrainer(base, self.layout, self.settings, self.data)
         self.rank_max = int(self.settings.get("lora.rank_max", 32))
+        self.prunes = policy("local_extra") == "tail_prune"
+        self.personal = policy("shared_factors") == "a"
         self.report = self._declare(options)
-        self.last_rank: dict[int, int] = {}  # client -> lora_rank_after of its latest participation, as traced
-        self.chain_rank: dict[int, int] = {}  # the same in the fully own chain
-        self.chain_global: np.ndarray | None = None
+        self.clients = Participations(self.trainer, self.data, self.trace, self.report)
+        self.last_rank: dict[int, int] = {}  # client -> its lora_rank after its latest participation, as traced
+        self.private = Private({})
+        self.merges = Merges(self)
         self.initial: np.ndarray | None = None
+        self.seen: set[bytes] = set()  # fresh adapters, by their A of the first matrix
+        self.n_partial = 0
+        self.choices: set[tuple[int, ...]] = set()  # slots chosen by clients that do not have all
+        self.after_round: Callable[[int], None] | None = None  # for the evaluation: the base is that of the round
 
-    @staticmethod
-    def _declare(options: Options) -> Report:
+    def _declare(self, options: Options) -> Report:
         report, tolerance = Report(), options.tolerance
+        policy = self.settings.policy
         for name in ("initial adapter as specified", "cohorts eligible", "lora_ranks equal", "windows equal",
                      "dropped clients equal"):  # fmt: skip
             report.declare(name, 0.0, "equal")
         report.declare("learning rate, relative", tolerance)
         report.declare("aggregation weight, absolute", tolerance)
-        for name in ("received vs traced global", "step loss, relative", "sent adapter, per matrix",
-                     "global from traced uploads, per matrix"):  # fmt: skip
+        for name in ("received vs traced global", "step loss, relative", "sent adapter, per matrix", FROM_UPLOADS):
             report.declare(name, tolerance)
             report.required.add(name)
+        frozen = policy("trainable") != "both" or policy("slot_select") == "scored"
+        extra = {SLOTS: policy("slot_select") != "prefix", FRESH: policy("merge") == "stack", FROZEN: frozen,
+                 CHOSEN: policy("slot_select") == "scored"}  # fmt: skip
+        for name in (name for name, is_used in extra.items() if is_used):
+            report.declare(name, 0.0, "equal")
+            report.required.add(name)
+        if policy("merge") == "stack":
+            report.required.discard("received vs traced global")
+        if policy("merge") == "product":
+            report.declare(FORM, tolerance)
+            report.required.add(FORM)
         report.declare("sent minus received, per matrix", None)
         chain = tolerance if options.chain else None
-        report.declare("own chain: received, per matrix", chain)
-        report.declare("own chain: global, per matrix", chain)
-        report.declare("own chain: lora_ranks equal", 0.0 if options.chain else None, "equal")
+        report.declare(RECEIVED, chain)
+        report.declare(GLOBAL, chain)
+        if self.base:
+            report.declare(BASE, chain)
+        report.declare(RANKS, 0.0 if options.chain else None, "equal")
         return report
 
     def run(self) -> Report:
@@ -91,39 +123,58 @@ class Replay:
         rounds = sorted({event.round for event in self.trace.events})
         rounds = rounds[: self.options.rounds] if self.options.rounds else rounds
         self._initial()
-        chain = self.options.clients == 0 and rounds == list(range(1, len(rounds) + 1))
-        if not chain:
+        chain = None
+        if self.options.clients == 0 and rounds == list(range(1, len(rounds) + 1)):
+            chain = Chain(self)
+        else:
             self.report.notes.append("the fully own chain needs every participation from round 1 on: not run")
-            self.chain_global = None
-        prunes = ours = ties = replayed = 0
+        prunes = ours = replayed = 0
+        if self.after_round:
+            self.after_round(0)
         for number in rounds:
             events = [event for event in self.trace.events if event.round == number]
             self._cohort(number, events)
             results: dict[int, Participation | None] = {}
+            self._load_base()
             for i, event in enumerate(events):
                 self._before(event)
-                prunes += event.lora_rank_after < event.lora_rank_before
+                pruned = self.prunes and not event.dropped
+                prunes += pruned and event.lora_rank_after < event.lora_rank
                 results[event.index] = None
                 if self.options.clients == 0 or i < self.options.clients:
-                    result, tie = self._client(event)
+                    result = self.clients.replay(event, self.batches(event))
                     results[event.index] = result
-                    replayed, ties = replayed + 1, ties + tie
-                    ours += result.lora_rank_after < event.lora_rank_before
-                self.last_rank[event.client] = event.lora_rank_after
-            self._server(number, events)
-            if self.chain_global is not None:
-                self._chain(number, events, results)
+                    replayed += 1
+                    ours += pruned and result.lora_rank_after < event.lora_rank
+                self.last_rank[event.client] = event.lora_rank_after if pruned else event.lora_rank
+                if self.personal and not event.dropped:
+                    self.private.keep(event.client, self.trace.sent(event), self.layout, event.lora_rank_after)
+            self.base_now = self.merges.traced_round(number, events)
+            if chain:
+                chain.round(number, events, results)
+            if self.after_round:
+                self._load_base()
+                self.after_round(number)
+        if self.settings.policy("slot_select") == "random" and self.n_partial > 5:
+            self.report.equal(SLOTS, len(self.choices) > 1, f"the same slots in all {self.n_partial} participations")
         self.report.facts |= {
             "rounds replayed": len(rounds), "participations replayed": replayed, "prunes in the trace": prunes,
             "prunes in the replay": ours, "precision": self.settings.precision,
         }  # fmt: skip
-        if ties:
-            self.report.notes.append(f"{ties} prune decisions were ties within rounding and taken from the trace")
+        if self.clients.ties:
+            self.report.notes.append(
+                f"{self.clients.ties} decisions (prunes, chosen slots) were ties in rounding: the trace's were taken"
+            )
         self.report.notes.append(
             "client training starts from the traced received adapter (rounding of earlier rounds doesn't add up); "
-            "the lines 'own chain' use nothing of the trace but round 0"
+            "the lines 'own chain' use nothing of the trace but round 0 and what the program draws"
         )
         return self.report
+
+    def _load_base(self) -> None:
+        self.base_before = self.base_now
+        if self.base:
+            self.base.load(self.base_now)
 
     def _initial(self) -> None:
         """Round 0: B = 0 and |A| <= 1/sqrt(d_in), filled like a uniform distribution (kaiming_uniform)."""
@@ -131,16 +182,10 @@ class Replay:
         if self.initial is None:
             raise AuditError(f"the trace holds no global adapter of round 0 - {self.run_dir}/trace.h5 - run again")
         self.initial = np.asarray(self.initial, dtype=np.float64)
-        self.chain_global = self.initial
-        uniform = self.settings.get("lora.init", "kaiming_uniform") == "kaiming_uniform"
-        for (name, _, d_in), (a, bt) in zip(self.layout, split(self.initial, self.layout, self.rank_max), strict=True):
-            bound = d_in**-0.5
+        self.clients.initial = self.initial
+        for (name, _, _), (a, bt) in zip(self.layout, split(self.initial, self.layout, self.rank_max), strict=True):
             self.report.equal("initial adapter as specified", not bt.any(), f"B of {name} is not 0")
-            good = bool(np.isfinite(a).all() and a.std() > 0)
-            if uniform:  # 6 standard errors of the standard deviation of n uniform numbers: sqrt(1 / 5n)
-                spread = a.std() / (bound / 3**0.5) - 1.0
-                good = good and np.abs(a).max() <= bound * (1 + 1e-6) and abs(spread) < 6 * (0.2 / a.size) ** 0.5
-            self.report.equal("initial adapter as specified", good, f"A of {name}")
+            self.report.equal("initial adapter as specified", self._is_drawn(a), f"A of {name}")
 
     def _cohort(self, number: int, events: list[Event]) -> None:
         """Nobody twice, no held-out client, nobody with too few windows, and as many as asked for."""
@@ -154,20 +199,52 @@ class Replay:
         self.report.equal("cohorts eligible", good, f"round {number}")
 
     def _before(self, event: Event) -> None:
-        """What holds before training: persistent lora_rank, learning rate, received adapter."""
-        low, high = int(self.settings.get("lora.rank_min", 2)), self.rank_max
+        """What holds before training: lora_rank, sizes, slots, learning rate, received adapter."""
+        low, high = int(self.settings.get("lora.rank_min", 2)), self.settings.lora_rank_cap(event.round)
         expected = self.last_rank.get(event.client)
-        good = low <= event.lora_rank_before <= high if expected is None else event.lora_rank_before == expected
-        self.report.equal("lora_ranks equal", good, f"{event.place()}: before {event.lora_rank_before} ({expected})")
+        good = low <= event.lora_rank <= high if expected is None else event.lora_rank == min(expected, high)
+        self.report.equal("lora_ranks equal", good, f"{event.place()}: before {event.lora_rank} ({expected})")
+        size = received_size(self.settings, event, self.rank_max, event.lora_rank)
+        sent = size if self.settings.policy("slot_select") == "scored" else event.lora_rank
+        good = event.lora_rank_before == size and (self.prunes or event.dropped or event.lora_rank_after == sent)
+        self.report.equal("lora_ranks equal", good, f"{event.place()}: adapters of other sizes than {size}, {sent}")
         rate = self.settings.learning_rate(event.round)
         self.report.relative("learning rate, relative", rate, event.learning_rate, f"round {event.round}")
         before = self.trace.global_adapter(event.round - 1)
-        if before is not None:
-            ours = resize(before, self.layout, self.rank_max, event.lora_rank_before)
+        if SLOTS in self.report.checks:
+            good = slots_are_valid(event, self.settings, self.layout, before)
+            self.report.equal(SLOTS, good, f"{event.place()}: {list(event.slots)}")
+            if event.lora_rank < self.rank_max:
+                self.n_partial += 1
+                self.choices.add(tuple(event.slots))
+        if before is None:
+            return
+        ours = expected_received(self.settings, self.layout, event, event.lora_rank, before, self.private)
+        if ours is None:
+            self._fresh(event)
+        elif len(ours) == n_parameters(self.layout, event.lora_rank_before):
             value, where = relative_difference(ours, self.trace.received(event), self.layout, event.lora_rank_before)
             self.report.difference("received vs traced global", value, f"{event.place()} {where}")
 
-    def _batches(self, event: Event) -> list[list[Window]]:
+    def _fresh(self, event: Event) -> None:
+        """An adapter drawn for this client and round: B = 0, and an A like no other."""
+        received = split(self.trace.received(event), self.layout, event.lora_rank_before)
+        good = all(not bt.any() and self._is_drawn(a) for a, bt in received)
+        mark = np.ascontiguousarray(received[0][0][:1]).tobytes()
+        self.report.equal(FRESH, good and mark not in self.seen, event.place())
+        self.seen.add(mark)
+
+    def _is_drawn(self, a: np.ndarray) -> bool:
+        """Like a uniform distribution within +-1/sqrt(d_in) (kaiming_uniform), or at least not constant."""
+        good = bool(np.isfinite(a).all() and a.std() > 0)
+        if self.settings.get("lora.init", "kaiming_uniform") != "kaiming_uniform":
+            return good
+        # 6 standard errors of the standard deviation of n uniform numbers: sqrt(1 / 5n)
+        bound = a.shape[1] ** -0.5
+        spread = a.std() / (bound / 3**0.5) - 1.0
+        return bool(good and np.abs(a).max() <= bound * (1 + 1e-6) and abs(spread) < 6 * (0.2 / a.size) ** 0.5)
+
+    def batches(self, event: Event) -> list[list[Window]]:
         """Our own batch order, compared with the traced one; the traced one when ours isn't known or differs."""
         steps = self.trace.steps(event)
         own: list[list[Window]] = []
@@ -189,103 +266,3 @@ class Replay:
                 self.report.equal("windows equal", False, f"{event.place()} step {step.number}: no such window")
             out.append([window for window in found if window is not None])
         return [batch for batch in out if batch]
-
-    def _train(self, received: np.ndarray, lora_rank: int, plan: list[list[Window]], number: int) -> Participation:
-        reference = None
-        if self.settings.get("strategy.prune_reference", "received") == "initial":
-            reference = resize(self.initial, self.layout, self.rank_max, lora_rank)
-        return self.trainer.train(received, lora_rank, plan, self.settings.learning_rate(number), reference)
-
-    def _client(self, event: Event) -> tuple[Participation, bool]:
-        """Replays one participation from the traced received adapter; returns it and whether its prune was a tie."""
-        report, place = self.report, event.place()
-        plan = self._batches(event)
-        result = self._train(self.trace.received(event), event.lora_rank_before, plan, event.round)
-        report.equal("dropped clients equal", event.dropped == (not result.finite), place)
-        if event.dropped or not result.finite:
-            result.lora_rank_after = event.lora_rank_before
-            return result, False
-        steps = self.trace.steps(event)
-        for step, ours in zip(steps, result.losses, strict=False):
-            report.relative("step loss, relative", ours, step.loss, f"{place} step {step.number}")
-        counts = [step.n_loss_tokens for step in steps]
-        report.equal("windows equal", counts == result.n_loss_tokens, f"{place}: n_loss_tokens")
-        if result.losses:
-            report.relative("step loss, relative", result.losses[0], event.loss_first, f"{place} loss_first")
-            report.relative("step loss, relative", result.losses[-1], event.loss_last, f"{place} loss_last")
-        gap = abs(result.tail_after - result.tail_before)
-        tie = 0 < gap <= TIE[self.settings.precision] * max(result.tail_before, result.tail_after)
-        tie = tie and result.lora_rank_after != event.lora_rank_after
-        if tie and event.lora_rank_after in (event.lora_rank_before, self.settings.tail_start(event.lora_rank_before)):
-            result.lora_rank_after = event.lora_rank_after
-            result.sent = resize(result.trained, self.layout, event.lora_rank_before, event.lora_rank_after)
-        same = result.lora_rank_after == event.lora_rank_after
-        report.equal("lora_ranks equal", same, f"{place}: after {event.lora_rank_after} ({result.lora_rank_after})")
-        self._compare_sent(event, result)
-        return result, tie
-
-    def _compare_sent(self, event: Event, result: Participation) -> None:
-        """Sent adapter per matrix, on the slots that both sent; and the same for the change made by training."""
-        r = min(result.lora_rank_after, event.lora_rank_after)
-        ours = resize(result.sent, self.layout, result.lora_rank_after, r)
-        theirs = resize(self.trace.sent(event), self.layout, event.lora_rank_after, r)
-        value, where = relative_difference(ours, theirs, self.layout, r)
-        self.report.difference("sent adapter, per matrix", value, f"{event.place()} {where}")
-        received = resize(self.trace.received(event), self.layout, event.lora_rank_before, r)
-        value, where = relative_difference(ours - received, theirs - received, self.layout, r)
-        self.report.difference("sent minus received, per matrix", value, f"{event.place()} {where}")
-
-    def _upload(self, event: Event, received: np.ndarray, before: int, sent: np.ndarray, after: int) -> Upload:
-        count = len(self.data.client_windows(event.client)) if self.natural else 0
-        return Upload(np.asarray(received), before, np.asarray(sent), after, count)
-
-    def _server(self, number: int, events: list[Event]) -> None:
-        """Aggregates the traced uploads and compares weights and new global with the trace."""
-        previous, new = self.trace.global_adapter(number - 1), self.trace.global_adapter(number)
-        if previous is None or new is None:
-            self.report.notes.append(f"the trace holds no global adapter of round {number}: aggregation not checked")
-            return
-        kept = [event for event in events if not event.dropped]
-        uploads = [self._upload(e, self.trace.received(e), e.lora_rank_before, self.trace.sent(e), e.lora_rank_after)
-                   for e in kept]  # fmt: skip
-        ours, weights = aggregate(self.settings, self.layout, np.asarray(previous), self.rank_max, uploads)
-        by_event = {event.index: float(weight) for event, weight in zip(kept, weights, strict=True)}
-        for event in events:
-            difference = abs(by_event.get(event.index, 0.0) - event.weight)
-            self.report.difference("aggregation weight, absolute", difference, event.place())
-        value, where = relative_difference(ours, new, self.layout, self.rank_max)
-        self.report.difference("global from traced uploads, per matrix", value, f"round {number} {where}")
-
-    def _chain(self, number: int, events: list[Event], results: dict[int, Participation | None]) -> None:
-        """The same round from our own global alone; reuses a replay that started from identical numbers."""
-        uploads, report = [], self.report
-        for event in events:
-            rank = self.chain_rank.get(event.client, event.lora_rank_before)
-            received = resize(self.chain_global, self.layout, self.rank_max, rank)
-            received = join([tuple(torch.from_numpy(x).to(self.dtype).double().numpy() for x in pair)
-                             for pair in split(received, self.layout, rank)])  # fmt: skip
-            report.equal("own chain: lora_ranks equal", rank == event.lora_rank_before, f"{event.place()} before")
-            traced = np.asarray(self.trace.received(event))
-            shared = min(rank, event.lora_rank_before)
-            value, where = relative_difference(
-                resize(received, self.layout, rank, shared),
-                resize(traced, self.layout, event.lora_rank_before, shared), self.layout, shared,
-            )  # fmt: skip
-            report.difference("own chain: received, per matrix", value, f"{event.place()} {where}")
-            result = results[event.index]
-            if rank != event.lora_rank_before or not np.array_equal(received, traced):
-                windows = self.data.client_windows(event.client) if self.natural else []
-                plan = batches(windows, self.settings, event.client, number) if windows else self._batches(event)
-                result = self._train(received, rank, plan, number)
-            if event.dropped or not result.finite:
-                self.chain_rank[event.client] = rank
-                continue
-            self.chain_rank[event.client] = result.lora_rank_after
-            same = result.lora_rank_after == event.lora_rank_after
-            report.equal("own chain: lora_ranks equal", same, f"{event.place()} after")
-            uploads.append(self._upload(event, received, rank, result.sent, result.lora_rank_after))
-        self.chain_global, _ = aggregate(self.settings, self.layout, self.chain_global, self.rank_max, uploads)
-        traced_global = self.trace.global_adapter(number)
-        if traced_global is not None:
-            value, where = relative_difference(self.chain_global, traced_global, self.layout, self.rank_max)
-            report.difference("own chain: global, per matrix", value, f"round {number} {where}")

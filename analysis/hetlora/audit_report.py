@@ -49,7 +49,7 @@ class Report:
     def difference(self, name: str, value: float, where: str) -> None:
         """Records one difference; NaN counts as infinite."""
         check = self.checks[name]
-        value = math.inf if math.isnan(value) else value
+        value = math.inf if math.isnan(value) else float(value)
         check.seen += 1
         if value > check.value:
             check.value, check.where = value, where

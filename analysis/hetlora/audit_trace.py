@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def resize(values: np.ndarray, layout: Layout, from_rank: int, to_rank: int) -> 
     return join(out)
 
 
+def select(values: np.ndarray, layout: Layout, from_rank: int, slots: Sequence[int]) -> np.ndarray:
+    """The slots `slots` of an adapter, in this order."""
+    rows = list(slots)
+    return join([(a[rows], bt[rows]) for a, bt in split(values, layout, from_rank)])
+
+
 def relative_difference(ours: np.ndarray, theirs: np.ndarray, layout: Layout, lora_rank: int) -> tuple[float, str]:
     """Largest ||ours - theirs||_F / ||theirs||_F over all A and all Bt, and where. Equal zeros count as 0."""
     worst, where = 0.0, ""
@@ -87,6 +94,8 @@ class Event:
     loss_first: float
     loss_last: float
     learning_rate: float
+    lora_rank: int = 0  #: the client's, before pruning
+    slots: tuple[int, ...] = ()  #: places of the client's slots in the global adapter; empty: the leading ones
 
     def place(self) -> str:
         """For reports."""
@@ -130,9 +139,13 @@ class Trace:
             for name, o, i in zip(names, file["matrices/d_out"][:], file["matrices/d_in"][:], strict=True)
         ]
         columns = {name: file[f"events/{name}"][:] for name in (*WHOLE, "dropped", *REAL)}
+        # Traces of before methods chose slots have neither: the leading ones, all that was received.
+        own = file["events/lora_rank" if "slots" in file else "events/lora_rank_before"][:]
+        slot = file["slots/slot"][:] if "slots" in file else np.zeros(0, dtype=np.int64)
+        at = file["events/slots_offset"][:] if "slots" in file else np.zeros(len(own) + 1, dtype=np.int64)
         self.events = [
             Event(i, *(int(columns[c][i]) for c in WHOLE), bool(columns["dropped"][i]),
-                  *(float(columns[c][i]) for c in REAL))
+                  *(float(columns[c][i]) for c in REAL), int(own[i]), tuple(int(s) for s in slot[at[i] : at[i + 1]]))
             for i in range(len(columns["round"]))
         ]  # fmt: skip
         self._received_offset = file["events/received_offset"][:]

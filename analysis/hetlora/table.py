@@ -1,15 +1,15 @@
 """`python -m hetlora table RUN_DIR...`: one line per run, read from run.h5 and config.json of each folder."""
 
 import argparse
-import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from hetlora.errors import InputError, need
+from hetlora.errors import InputError
+from hetlora.run_record import RUN_SCHEMA, RunRecord, read_run
 
-RUN_SCHEMA = "hetlora-run"
 HEADINGS = ("run", "method", "ranks", "rounds", "ppl before", "ppl after", "up MB", "slots alive", "time s")
 
 
@@ -29,66 +29,25 @@ def rank_law(lora: dict) -> str:
     return law if low is None or law in ("list", "file") else f"{law} {low}-{high}"
 
 
-def read_config(folder: Path) -> dict[str, dict]:
-    """config.json as section -> key -> value; 'section.key' at top level is understood too."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        raw = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
-    config: dict[str, dict] = {}
-    for key, value in raw.items():
-        if isinstance(value, dict):
-            config.setdefault(key, {}).update(value)
-        elif "." in key:
-            section, name = key.split(".", 1)
-            config.setdefault(section, {})[name] = value
-    return config
+def column(rounds: dict[str, np.ndarray], name: str, run: RunRecord) -> np.ndarray:
+    """A variable of /rounds as float64 [n]; InputError where it is absent."""
+    if name not in rounds:
+        raise InputError(f"{run.path / 'run.h5'} has no /rounds/{name}; it is not a {RUN_SCHEMA} file of version 1")
+    return np.asarray(rounds[name], dtype=np.float64)
 
 
-def column(rounds, name: str, file: Path, needed: bool = True) -> np.ndarray:
-    """A variable of /rounds as float64 [n]; all NaN where it is absent and not needed."""
-    if name in rounds:
-        return np.asarray(rounds[name][:], dtype=np.float64)
-    if needed:
-        raise InputError(f"{file} has no /rounds/{name}; it is not a {RUN_SCHEMA} file of version 1")
-    return np.full(len(rounds["eval_perplexity"]), math.nan)
-
-
-def read_run(folder: Path) -> dict[str, str]:
+def row_of(run: RunRecord) -> dict[str, str]:
     """One line of the table: heading -> text. Row 0 of /rounds is the state before training."""
-    h5py = need("h5py", "data")
-    file = folder / "run.h5"
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder} (a run folder); check the path")
-    if not file.is_file():
-        raise InputError(f"{folder} has no run.h5; give the folder that `hetlora run` printed")
-    try:
-        handle = h5py.File(file, "r")
-    except OSError as error:
-        raise InputError(f"{file} cannot be read as HDF5: {error}; `hetlora repair {folder}` may help") from error
-    with handle:
-        name = handle.attrs.get("schema_name", b"")
-        name = name.decode() if isinstance(name, bytes) else str(name)
-        if name != RUN_SCHEMA or "rounds" not in handle:
-            raise InputError(f"{file} is not a run log (schema_name {name!r}, expected {RUN_SCHEMA!r})")
-        rounds = handle["rounds"]
-        perplexity = column(rounds, "eval_perplexity", file)
-        up = column(rounds, "bytes_up_true", file)
-        seconds = column(rounds, "t_round_s", file)
-        alive = column(rounds, "slots_alive", file, needed=False)
-        committed = int(handle.attrs.get("committed_rounds", len(perplexity)))
-    # Rows past the committed ones belong to a round that was interrupted.
-    perplexity, up, seconds, alive = (a[: max(committed, 0)] for a in (perplexity, up, seconds, alive))
-    config = read_config(folder)
+    perplexity = column(run.rounds, "eval_perplexity", run)
+    up = column(run.rounds, "bytes_up_true", run)
+    seconds = column(run.rounds, "t_round_s", run)
+    alive = np.asarray(run.rounds.get("slots_alive", []), dtype=np.float64)
     measured = perplexity[~np.isnan(perplexity)]
     return {
-        "run": folder.resolve().name,
-        "method": str(config.get("strategy", {}).get("preset", "?")),
-        "ranks": rank_law(config.get("lora", {})),
-        "rounds": str(max(0, len(perplexity) - 1)),
+        "run": run.path.resolve().name,
+        "method": str(run.setting("strategy.preset", "?")),
+        "ranks": rank_law(run.config.get("lora", {})),
+        "rounds": str(run.n_rounds),
         "ppl before": number(perplexity[0] if len(perplexity) else math.nan, 2),
         "ppl after": number(measured[-1] if len(perplexity) > 1 and len(measured) else math.nan, 2),
         "up MB": number(np.nansum(up) / 1e6, 2),
@@ -122,5 +81,9 @@ def render(rows: list[dict[str, str]]) -> str:
 def main(argv: list[str]) -> int:
     """Print the table of the given run folders."""
     options = parser().parse_args(argv)
-    print(render([read_run(Path(run).expanduser()) for run in options.runs]))
+    runs = [read_run(Path(run), ("rounds",), describe=False) for run in options.runs]
+    for run in runs:
+        for problem in run.problems:
+            print(f"hetlora table: {run.path.name}: {problem}", file=sys.stderr)
+    print(render([row_of(run) for run in runs]))
     return 0

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "hetlora/app/experiment.hpp"
+#include "hetlora/app/private_files.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/base/text.hpp"
@@ -92,13 +93,14 @@ public:
     /// @param profiled also says where the time goes; on a GPU that costs the overlap with the host
     Measured run(Work& work, bool profiled = true) {
         Population population = *experiment_.population;  // pruning changes it; every run starts from the same
+        PrivateMemory private_factors;
         const RoundContext context =
-            round_context(transport_, experiment_, population, accumulator_, experiment_.settings);
-        std::vector<double> global = start_;
+            round_context(transport_, experiment_, population, accumulator_, experiment_.settings, &private_factors);
+        ServerState state{.global = start_};
         Measured measured;
         active_profile = profiled ? &measured.profile : nullptr;
         const Stopwatch watch;
-        const RoundOutcome outcome = run_round(context, 1, global);
+        const RoundOutcome outcome = run_round(context, 1, state);
         measured.round_s = watch.seconds();
         active_profile = nullptr;
         measured.train_s = outcome.t_train_s;

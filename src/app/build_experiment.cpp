@@ -1,6 +1,7 @@
 // From settings to an Experiment, with every check that can be made before training.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <numeric>
 
@@ -12,6 +13,7 @@
 #include "hetlora/base/text.hpp"
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/cuda/graph_step.hpp"
+#include "hetlora/fed/client_work.hpp"
 #include "hetlora/fed/lora_ranks.hpp"
 #include "hetlora/store/safetensors.hpp"
 
@@ -61,9 +63,9 @@ void check_tokenizer(const Settings& settings, const ModelConfig& config, const 
     }
 }
 
-Population make_population(const Settings& settings, const Strategy& strategy, const Corpus& corpus) {
+Population make_population(const Settings& settings, Strategy& strategy, const Corpus& corpus) {
     const std::vector<std::int64_t> lora_ranks = draw_lora_ranks(lora_rank_law(settings), corpus.n_clients());
-    check_lora_ranks(strategy, lora_ranks);
+    fit_to_lora_ranks(strategy, lora_ranks);
     std::vector<RegisteredClient> clients(lora_ranks.size());
     for (std::size_t k = 0; k < clients.size(); ++k)
         clients[k].lora_rank = clients[k].initial_lora_rank = lora_ranks[k];
@@ -87,7 +89,37 @@ Population make_population(const Settings& settings, const Strategy& strategy, c
     return Population(std::move(clients));
 }
 
+/// The entries of all mpi_ranks on root, ascending by `key`.
+template <typename Entry, typename Key>
+std::vector<Entry> gather_in_order(Transport& transport, const std::vector<Entry>& mine, Key key) {
+    std::vector<Entry> all;
+    for (const auto& bytes : transport.gather(std::as_bytes(std::span(mine)))) {
+        const std::size_t count = bytes.size() / sizeof(Entry);
+        all.resize(all.size() + count);
+        if (count > 0) std::memcpy(all.data() + all.size() - count, bytes.data(), count * sizeof(Entry));
+    }
+    std::ranges::sort(all, {}, key);
+    return all;
+}
+
 }  // namespace
+
+std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
+    std::vector<ClientRow> rows;
+    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
+        rows.push_back({.name = corpus.client_name(k),
+                        .n_train_sequences = corpus.client_size(k).n_train_sequences,
+                        .n_train_tokens = population.at(k).n_loss_tokens,
+                        .initial_lora_rank = population.at(k).initial_lora_rank});
+    }
+    return rows;
+}
+
+std::vector<ClientRow> clients_of_data(const Settings& settings) {
+    const Corpus corpus(settings.data.path, corpus_options(settings));
+    Strategy strategy = resolve_strategy(settings);
+    return client_rows(corpus, make_population(settings, strategy, corpus));
+}
 
 Experiment build_experiment(Transport& transport, const Settings& settings) {
     Experiment experiment;
@@ -108,6 +140,7 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         check_tokenizer(settings, config, experiment.corpus->file().attributes());
     });
     experiment.choice = choose_engine(transport, experiment.settings, config, experiment.layout);
+    experiment.choice.options.base_changes = experiment.strategy.updates_base();
     agree(transport, "loading the model", [&] {
         experiment.engine =
             std::make_unique<Engine>(load_weights(settings.model.path, activation_dtype(settings.model.precision),
@@ -124,12 +157,17 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.population = std::make_unique<Population>(make_population(settings, experiment.strategy, corpus));
         experiment.evaluation_windows = corpus.evaluation_windows(
             settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid, settings.evaluation.sequences);
-        if (experiment.evaluation_windows.empty()) {
+        const auto check = [&](const std::vector<WindowRef>& windows, std::string_view key, std::string_view value) {
+            if (!windows.empty()) return;
             throw input_error(
-                "{} has no held-out sequences for evaluation.part = {}: choose the other part, or prepare the data "
-                "with "
-                "held-out clients",
-                settings.data.path.string(), name_of(settings.evaluation.part));
+                "{} has no held-out sequences for {} = {}: choose the other part, or prepare the data with held-out "
+                "clients",
+                settings.data.path.string(), key, value);
+        };
+        check(experiment.evaluation_windows, "evaluation.part", name_of(settings.evaluation.part));
+        if (settings.evaluation.test != TestEvaluation::none) {
+            experiment.test_windows = corpus.evaluation_windows(Part::test, settings.evaluation.sequences);
+            check(experiment.test_windows, "evaluation.test", name_of(settings.evaluation.test));
         }
     });
     agree(transport, "hashing base and data", [&] {
@@ -212,16 +250,56 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
                                                    &adapter, experiment.global_scale)});
         }
     });
-    std::vector<BatchSums> all;
-    for (const auto& bytes : transport.gather(std::as_bytes(std::span(mine)))) {
-        const std::size_t count = bytes.size() / sizeof(BatchSums);
-        all.resize(all.size() + count);
-        if (count > 0) std::memcpy(all.data() + all.size() - count, bytes.data(), count * sizeof(BatchSums));
-    }
-    std::ranges::sort(all, {}, &BatchSums::batch);
+    const std::vector<BatchSums> all = gather_in_order(transport, mine, &BatchSums::batch);
     EvaluationSums total;
     for (const auto& entry : all) total += entry.sums;
     transport.broadcast_values(std::span(&total, 1));
+    return total;
+}
+
+std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                        const PersonalEvaluation& wanted) {
+    const Settings& settings = experiment.settings;
+    const Part part = wanted.part == EvaluationPart::test ? Part::test : Part::valid;
+    const auto& clients = experiment.population->eligible();
+    const std::int64_t share = wanted.sequences == 0
+                                   ? std::numeric_limits<std::int64_t>::max()
+                                   : std::max<std::int64_t>(1, wanted.sequences / std::ssize(clients));
+    std::vector<PersonalSums> mine;
+    skip_wait_for_look();
+    agree(transport, "evaluating the clients' own adapters", [&] {
+        for (std::size_t i = static_cast<std::size_t>(transport.mpi_rank()); i < clients.size();
+             i += static_cast<std::size_t>(transport.mpi_size())) {
+            auto windows = experiment.corpus->client_evaluation_windows(clients[i], part);
+            if (windows.empty()) continue;
+            if (std::ssize(windows) > share) windows.resize(static_cast<std::size_t>(share));
+            const std::int64_t lora_rank = experiment.population->at(clients[i]).lora_rank;
+            std::vector<double> own(static_cast<std::size_t>(experiment.layout.parameters(lora_rank)));
+            resize_adapter<double>(experiment.layout, global, settings.lora.rank_max, own, lora_rank);
+            put_private_factors(experiment.layout, *experiment.population, clients[i], wanted.private_factors, own);
+            AdapterGroup adapter(experiment.layout, 1, lora_width(lora_rank), /*with_gradient=*/false,
+                                 experiment.engine->weights().options());
+            adapter.set(0, own, lora_rank);
+            PersonalSums entry{.client = clients[i], .sums = {}};
+            for (const auto& batch : evaluation_batches(windows, settings.compute.pack_tokens)) {
+                entry.sums += evaluate_batch(*experiment.engine, *experiment.corpus, windows, batch, &adapter,
+                                             lora_scale(settings.lora, lora_rank));
+            }
+            mine.push_back(entry);
+        }
+    });
+    return gather_in_order(transport, mine, &PersonalSums::client);
+}
+
+EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                 const PersonalEvaluation& wanted) {
+    EvaluationSums total;
+    for (const PersonalSums& entry : personal_sums(transport, experiment, global, wanted)) total += entry.sums;
+    transport.broadcast_values(std::span(&total, 1));
+    if (total.tokens == 0) {
+        throw input_error("{}: no client has held-out data of its own, and strategy.preset = {} is evaluated on that",
+                          experiment.settings.data.path.string(), experiment.strategy.preset);
+    }
     return total;
 }
 
@@ -233,8 +311,13 @@ UploadAccumulator make_accumulator(const Experiment& experiment) {
              .reduction = experiment.settings.comm.reduction}};
 }
 
+std::optional<UpdateDrift> make_drift(const Experiment& experiment) {
+    if (experiment.settings.log.spectra == 0) return std::nullopt;
+    return UpdateDrift(experiment.layout, experiment.settings.lora.rank_max, experiment.settings.comm.reduction);
+}
+
 RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,
-                           UploadAccumulator& accumulator, const Settings& settings) {
+                           UploadAccumulator& accumulator, const Settings& settings, PrivateFactors* private_factors) {
     return {.transport = transport,
             .engine = *experiment.engine,
             .corpus = *experiment.corpus,
@@ -243,7 +326,8 @@ RoundContext round_context(Transport& transport, Experiment& experiment, Populat
             .settings = settings,
             .strategy = experiment.strategy,
             .init = adapter_init_law(settings),
-            .plan = plan_options(settings, settings.compute.pack_tokens)};
+            .plan = plan_options(settings, settings.compute.pack_tokens),
+            .private_factors = private_factors};
 }
 
 }  // namespace hetlora

@@ -11,10 +11,13 @@
 #include "hetlora/app/bench.hpp"
 #include "hetlora/app/build_info.hpp"
 #include "hetlora/app/experiment.hpp"
+#include "hetlora/app/export_run.hpp"
 #include "hetlora/app/info.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/plan_run.hpp"
+#include "hetlora/app/repair.hpp"
 #include "hetlora/app/resume.hpp"
+#include "hetlora/app/strategies_json.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
@@ -66,8 +69,8 @@ int hand_over_to_python(const CommandLine& command) {
 /// MPI ranks with other settings than root's would wait for each other for ever, or mix two experiments.
 void check_same_settings(Transport& transport, const Settings& settings, bool resume) {
     // Without paths, which may differ from host to host; with all that changes the order of collective calls.
-    const std::string mine = fmt::format("{} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
-                                         settings.output.trace, resume);
+    const std::string mine = fmt::format("{} {} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
+                                         settings.output.trace, settings.log.spectra, resume);
     std::string root = mine;
     std::array<std::int64_t, 1> size{std::ssize(root)};
     transport.broadcast_values(size);
@@ -210,11 +213,31 @@ int run_pretrain(Transport& transport, const CommandLine& command, Terminal& ter
     return 0;
 }
 
+/// One folder's error does not keep the others from being repaired. @return the exit code of the first error
+int repair_runs(const std::vector<std::string>& folders) {
+    if (folders.size() == 1) {
+        std::fputs(repair_run(folders.front()).c_str(), stdout);
+        return 0;
+    }
+    int code = 0;
+    for (const std::string& folder : folders) {
+        try {
+            const std::string text = repair_run(folder);
+            std::printf("%s:\n%s", folder.c_str(), text.c_str());
+        } catch (const Error& error) {
+            std::fprintf(stderr, "hetlora: %s\n", error.what());
+            if (code == 0) code = static_cast<int>(error.code());
+        }
+    }
+    return code;
+}
+
 }  // namespace
 
 bool is_plain_verb(const CommandLine& command) {
     return command.help || command.version || command.verb.empty() || command.verb == "strategies" ||
-           command.verb == "info" || command.verb == "sweep" || verb_of(command).in_python;
+           command.verb == "info" || command.verb == "repair" || command.verb == "export" || command.verb == "sweep" ||
+           verb_of(command).in_python;
 }
 
 int run_plain_verb(const CommandLine& command) {
@@ -223,10 +246,19 @@ int run_plain_verb(const CommandLine& command) {
     } else if (command.verb.empty() || (command.help && !verb_of(command).in_python)) {
         std::fputs(help_text(command.verb).c_str(), stdout);
     } else if (command.verb == "strategies") {
-        std::fputs((command.words.empty() ? strategy_table() : strategy_description(command.words.front())).c_str(),
+        const std::string name = command.words.empty() ? "" : command.words.front();
+        std::fputs(command.print_json ? strategies_json(name).c_str()
+                                      : (name.empty() ? strategy_table() : strategy_description(name)).c_str(),
                    stdout);
     } else if (command.verb == "info") {
         std::fputs(describe_path(command.words.front()).c_str(), stdout);
+    } else if (command.verb == "repair") {
+        return repair_runs(command.words);
+    } else if (command.verb == "export") {
+        if (!command.to) throw usage_error("export: say where to write: --to DIR");
+        const std::string text = export_run(
+            {.run = command.words.front(), .to = *command.to, .round = command.round, .merged = command.merged});
+        std::fputs(text.c_str(), stdout);
     } else if (command.verb == "sweep") {
         return sweep::run_sweep(command, {.usable_cores = usable_cores(), .free_memory_bytes = free_memory_bytes()});
     } else {

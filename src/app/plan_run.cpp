@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "hetlora/app/experiment.hpp"
+#include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
@@ -85,11 +86,13 @@ private:
     /// One round from the initial adapter, as `settings` say.
     Timed time_round(const Settings& settings) {
         Population population = *experiment_.population;  // pruning changes it
-        const RoundContext context = round_context(transport_, experiment_, population, accumulator_, settings);
-        std::vector<double> global = start_;
+        PrivateMemory private_factors;
+        const RoundContext context =
+            round_context(transport_, experiment_, population, accumulator_, settings, &private_factors);
+        ServerState state{.global = start_};
         transport_.barrier();
         const Stopwatch watch;
-        const RoundOutcome outcome = run_round(context, 1, global);
+        const RoundOutcome outcome = run_round(context, 1, state);
         std::array<double, 2> seconds{watch.seconds(), outcome.t_train_s};
         transport_.broadcast_values(seconds);
         return {seconds[0], seconds[1]};
@@ -193,11 +196,7 @@ private:
                 std::filesystem::temp_directory_path() / fmt::format("hetlora-plan-{}", static_cast<long>(getpid()));
             const Stopwatch watch;
             write_checkpoint(folder,
-                             make_checkpoint(experiment_, {.round = 0,
-                                                           .global = start_,
-                                                           .base_losses = {},
-                                                           .lora_ranks = experiment_.population->lora_ranks()}),
-                             1);
+                             make_checkpoint(experiment_, carried_state(experiment_, 0, {.global = start_}, {})), 1);
             seconds = watch.seconds() / static_cast<double>(experiment_.settings.checkpoint.every);
             std::filesystem::remove_all(folder);
         });

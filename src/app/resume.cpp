@@ -206,6 +206,70 @@ void check_same_run(const ResumePoint& point, const Experiment& experiment) {
                                                                                experiment.data_sha256)));
 }
 
+namespace {
+
+/// A changed frozen matrix in a checkpoint.
+std::string base_name(const AdapterLayout& layout, std::size_t matrix) {
+    return "base/" + layout.matrices[matrix].name;
+}
+
+void restore_private_rounds(Transport& transport, Experiment& experiment, const ResumePoint& point) {
+    if (!experiment.strategy.is_personal()) return;
+    std::vector<std::int64_t> rounds(static_cast<std::size_t>(experiment.population->size()));
+    agree(transport, "restoring what clients keep for themselves", [&] {
+        if (!transport.is_root()) return;
+        const auto found = point.checkpoint->integers.find("private_rounds");
+        if (found == point.checkpoint->integers.end() || found->second.size() != rounds.size()) {
+            throw input_error("the checkpoint of round {} in '{}' does not name its clients' own factors: start anew",
+                              point.round, point.folder->checkpoints().string());
+        }
+        rounds = found->second;
+    });
+    transport.broadcast_values(rounds);
+    agree(transport, "restoring what clients keep", [&] { experiment.population->restore_private_rounds(rounds); });
+}
+
+void restore_base(Transport& transport, Experiment& experiment, const ResumePoint& point) {
+    if (!experiment.strategy.updates_base()) return;
+    const AdapterLayout& layout = experiment.layout;
+    for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
+        std::vector<double> values(static_cast<std::size_t>(layout.matrices[m].d_out * layout.matrices[m].d_in));
+        agree(transport, "restoring the base", [&] {
+            if (!transport.is_root()) return;
+            const std::string name = base_name(layout, m);
+            const auto wide = point.checkpoint->numbers.find(name);
+            const auto narrow = point.checkpoint->floats.find(name);
+            if (wide != point.checkpoint->numbers.end() && wide->second.size() == values.size()) {
+                values = wide->second;
+            } else if (narrow != point.checkpoint->floats.end() && narrow->second.size() == values.size()) {
+                values.assign(narrow->second.begin(), narrow->second.end());
+            } else {
+                throw input_error("the checkpoint of round {} in '{}' has no changed {}: start anew in another folder",
+                                  point.round, point.folder->checkpoints().string(), name);
+            }
+        });
+        transport.broadcast_values(values);
+        agree(transport, "restoring the base", [&] { experiment.engine->set_base_matrix(m, values); });
+    }
+}
+
+}  // namespace
+
+CarriedState carried_state(const Experiment& experiment, std::int64_t round, const ServerState& server,
+                           const std::vector<double>& base_losses) {
+    CarriedState state{.round = round,
+                       .server = server,
+                       .base_losses = base_losses,
+                       .lora_ranks = experiment.population->lora_ranks(),
+                       .private_rounds = {},
+                       .base = {}};
+    if (experiment.strategy.is_personal()) state.private_rounds = experiment.population->private_rounds();
+    for (std::size_t m = 0; experiment.strategy.updates_base() && m < experiment.layout.matrices.size(); ++m) {
+        state.base.push_back(experiment.engine->base_matrix(m));
+    }
+    return state;
+}
+
 Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state) {
     const Settings& settings = experiment.settings;
     Checkpoint checkpoint{
@@ -216,18 +280,32 @@ Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& sta
                   {identity_text_name, identity_text(settings, experiment.base_sha256, experiment.data_sha256)},
                   {"base_sha256", experiment.base_sha256},
                   {"data_sha256", experiment.data_sha256}},
-        .numbers = {{"global", state.global}},
+        .numbers = {{"global", state.server.global}},
         .integers = {{"lora_ranks", state.lora_ranks}}};
     if (!state.base_losses.empty()) checkpoint.numbers["base_losses"] = state.base_losses;
+    if (!state.server.moment1.empty()) checkpoint.numbers["server_moment1"] = state.server.moment1;
+    if (!state.server.moment2.empty()) checkpoint.numbers["server_moment2"] = state.server.moment2;
+    if (!state.private_rounds.empty()) checkpoint.integers["private_rounds"] = state.private_rounds;
+    if (!state.base.empty()) checkpoint.integers["base_delta_bytes"] = {state.server.base_delta_bytes};
+    for (std::size_t m = 0; m < state.base.size(); ++m) {
+        const std::string name = base_name(experiment.layout, m);
+        if (settings.model.precision == Precision::fp64) {
+            checkpoint.numbers[name] = state.base[m];
+        } else {
+            checkpoint.floats[name].assign(state.base[m].begin(), state.base[m].end());
+        }
+    }
     return checkpoint;
 }
 
 CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, const ResumePoint& point) {
     CarriedState state{.round = point.round,
-                       .global = std::vector<double>(
-                           static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max))),
+                       .server = {.global = std::vector<double>(static_cast<std::size_t>(
+                                      experiment.layout.parameters(experiment.settings.lora.rank_max)))},
                        .base_losses = {},
-                       .lora_ranks = {}};
+                       .lora_ranks = {},
+                       .private_rounds = {},
+                       .base = {}};
     auto lora_ranks = experiment.population->lora_ranks();
     std::array<std::int64_t, 1> n_base{0};
     agree(transport, "restoring the checkpoint", [&] {
@@ -235,17 +313,26 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
         const Checkpoint& checkpoint = *point.checkpoint;
         const auto global = checkpoint.numbers.find("global");
         const auto ranks = checkpoint.integers.find("lora_ranks");
-        if (global == checkpoint.numbers.end() || global->second.size() != state.global.size() ||
+        if (global == checkpoint.numbers.end() || global->second.size() != state.server.global.size() ||
             ranks == checkpoint.integers.end() || ranks->second.size() != lora_ranks.size()) {
             throw input_error(
                 "the checkpoint of round {} in '{}' does not fit the run's model or data; it may come from another "
                 "version of hetlora: start anew in another folder",
                 point.round, point.folder->checkpoints().string());
         }
-        state.global = global->second;
+        state.server.global = global->second;
+        const auto optional = [&](const char* name) {
+            const auto found = checkpoint.numbers.find(name);
+            return found == checkpoint.numbers.end() ? std::vector<double>() : found->second;
+        };
+        state.server.moment1 = optional("server_moment1");
+        state.server.moment2 = optional("server_moment2");
+        const auto bytes = checkpoint.integers.find("base_delta_bytes");
+        if (bytes != checkpoint.integers.end() && bytes->second.size() == 1) {
+            state.server.base_delta_bytes = bytes->second.front();
+        }
         lora_ranks = ranks->second;
-        const auto base = checkpoint.numbers.find("base_losses");
-        if (base != checkpoint.numbers.end()) state.base_losses = base->second;
+        state.base_losses = optional("base_losses");
         n_base[0] = std::ssize(state.base_losses);
     });
     transport.broadcast_values(n_base);
@@ -253,6 +340,8 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
     transport.broadcast_values(state.base_losses);
     transport.broadcast_values(lora_ranks);
     agree(transport, "restoring the lora_ranks", [&] { experiment.population->restore_lora_ranks(lora_ranks); });
+    restore_private_rounds(transport, experiment, point);
+    restore_base(transport, experiment, point);
     return state;
 }
 

@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/app/run_files.hpp"
 #include "hetlora/app/run_records.hpp"
@@ -33,9 +35,19 @@ void check_health(const Settings& settings, std::int64_t round, double eval_loss
         round, eval_loss, factor, start_loss);
 }
 
-/// Loss of each client on its own held-out windows (NaN where it has none), each client evaluated by one mpi_rank.
-std::vector<double> client_losses(Transport& transport, Experiment& experiment, std::span<const double> global) {
+/// Loss of each client on its own held-out windows (NaN where it has none), of the global adapter, or of its own where
+/// clients keep a factor (on root only, then).
+std::vector<double> client_losses(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                  PrivateFactors& private_factors) {
     std::vector<double> losses(static_cast<std::size_t>(experiment.corpus->n_clients()), not_measured);
+    if (experiment.strategy.is_personal()) {
+        for (const PersonalSums& own :
+             personal_sums(transport, experiment, global,
+                           {.private_factors = private_factors, .part = experiment.settings.evaluation.part})) {
+            losses[static_cast<std::size_t>(own.client)] = own.sums.mean_loss();
+        }
+        return losses;
+    }
     const Part part = experiment.settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid;
     for (const std::int64_t client : experiment.population->eligible()) {
         const auto windows = experiment.corpus->client_evaluation_windows(client, part);
@@ -55,14 +67,17 @@ public:
           files_(files),
           init_(adapter_init_law(experiment.settings)),
           accumulator_(make_accumulator(experiment)),
-          global_(initial_adapter(experiment.layout, init_)) {}
+          drift_(make_drift(experiment)),
+          private_files_(experiment.settings.output.dir / "private", init_.round_to_fp32) {
+        server_.global = initial_adapter(experiment.layout, init_);
+    }
 
     void before_training() {
         Stopwatch watch;
         RoundRecord record;
         const Traffic traffic = transport_.traffic();
-        const EvaluationSums sums = evaluate_global(transport_, experiment_, global_, experiment_.evaluation_windows);
-        fill_from_evaluation(record.round, sums);
+        fill_from_evaluation(record.round, evaluate(experiment_.settings.evaluation.part));
+        best_loss_ = record.round.eval_loss;
         start_loss_ = record.round.eval_loss;
         agree(transport_, "checking the evaluation loss", [&] {
             if (std::isfinite(start_loss_)) return;
@@ -73,11 +88,11 @@ public:
                 start_loss_, experiment_.settings.model.path.string());
         });
         record.round.t_eval_s = watch.seconds();
-        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, global_, init_.rank_max, {}), nullptr,
-                     {});
+        finish_round(record, traffic, watch, slot_statistics(experiment_.layout, server_.global, init_.rank_max, {}),
+                     nullptr, {});
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
-            base_losses_ = client_losses(transport_, experiment_, global_);
+            base_losses_ = client_losses(transport_, experiment_, server_.global, private_files_);
         }
         save_round(0);
     }
@@ -85,14 +100,16 @@ public:
     /// Goes on after the checkpoint of `point` instead of before_training().
     void restore(const ResumePoint& point) {
         CarriedState state = restore_checkpoint(transport_, experiment_, point);
-        global_ = std::move(state.global);
+        server_ = std::move(state.server);
         base_losses_ = std::move(state.base_losses);
         std::array<double, 1> start_loss{};
+        std::array<double, 1> best_loss{std::numeric_limits<double>::infinity()};
         if (transport_.is_root()) {
             const auto rows = std::span(point.committed.records).first(static_cast<std::size_t>(point.round) + 1);
             first_ = rows.front().round;
             last_ = rows.back().round;
             for (const RoundRecord& record : rows) {
+                if (record.round.eval_loss < best_loss[0]) best_loss[0] = record.round.eval_loss;
                 bytes_up_ += record.round.bytes_up_true;
                 bytes_down_ += record.round.bytes_down_true;
             }
@@ -100,6 +117,8 @@ public:
         }
         transport_.broadcast_values(start_loss);
         start_loss_ = start_loss[0];
+        transport_.broadcast_values(best_loss);
+        best_loss_ = best_loss[0];
         saved_round_ = point.round;
         first_own_round_ = point.round + 1;
     }
@@ -110,23 +129,26 @@ public:
     void one_round(std::int64_t round) {
         Stopwatch watch;
         const Traffic traffic = transport_.traffic();
-        const std::vector<double> received_from = experiment_.settings.output.trace ? global_ : std::vector<double>();
-        const RoundContext context =
-            round_context(transport_, experiment_, *experiment_.population, accumulator_, experiment_.settings);
-        const RoundOutcome outcome = run_round(context, round, global_);
+        const bool looks = is_spectra_round(experiment_.settings, round);
+        const std::vector<double> global_before = looks ? server_.global : std::vector<double>();
+        RoundContext context = round_context(transport_, experiment_, *experiment_.population, accumulator_,
+                                             experiment_.settings, &private_files_);
+        if (looks) context.drift = &*drift_;
+        const RoundOutcome outcome = run_round(context, round, server_);
         RoundRecord record;
         record.round.round = round;
-        fill_from_reports(record.round, experiment_, outcome);
+        fill_from_reports(record.round, outcome, server_.base_delta_bytes);
+        server_.base_delta_bytes = outcome.base_delta_bytes;
         const EvaluationSettings& evaluation = experiment_.settings.evaluation;
         const bool last_round = round == experiment_.settings.experiment.rounds;
         if (last_round || round % evaluation.every == 0) {
             Stopwatch evaluation_watch;
             broadcast_adapter_to_all();
-            fill_from_evaluation(record.round,
-                                 evaluate_global(transport_, experiment_, global_, experiment_.evaluation_windows));
+            fill_from_evaluation(record.round, evaluate(evaluation.part));
+            evaluate_on_test(record.round, last_round);
             record.round.t_eval_s = evaluation_watch.seconds();
         }
-        finish_round(record, traffic, watch, outcome.merge.slots, &outcome, received_from);
+        finish_round(record, traffic, watch, outcome.merge.slots, &outcome, global_before);
         last_ = record.round;
         if (std::isfinite(record.round.t_eval_s)) {
             agree(transport_, "checking the evaluation loss",
@@ -135,6 +157,7 @@ public:
         warn_about_slots(round, outcome);
         warn_about_dropped(round, outcome);
         save_round(round);
+        forget_private_factors(outcome.plan);
     }
 
     /// The stop that all mpi_ranks agreed on: the unfinished round is discarded, the last complete one saved.
@@ -163,19 +186,21 @@ public:
     void after_training(double seconds) {
         broadcast_adapter_to_all();
         std::vector<double> final_losses;
-        if (!base_losses_.empty()) final_losses = client_losses(transport_, experiment_, global_);
+        if (!base_losses_.empty())
+            final_losses = client_losses(transport_, experiment_, server_.global, private_files_);
         agree(transport_, "writing the results", [&] {
             if (!files_) return;
             if (!final_losses.empty()) files_->log.set_client_final(base_losses_, final_losses);
             const Settings& settings = experiment_.settings;
-            files_->folder.write_adapter(experiment_.layout, global_,
+            files_->folder.write_adapter(experiment_.layout, server_.global,
                                          {.lora_rank = settings.lora.rank_max,
                                           .scale = experiment_.global_scale,
                                           .base_model = settings.model.path.string(),
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
-                                          .metadata = {{"run_id", files_->status.run_id}}});
+                                          .metadata = adapter_metadata()});
             if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
-                write(carried_state(settings.experiment.rounds), 1);  // a finished run keeps its last one only
+                write(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_),
+                      1);  // a finished run keeps its last one only
             }
             close_log();
             if (files_->trace) files_->trace->close();
@@ -190,16 +215,61 @@ public:
                                          {.bytes_up = bytes_up_, .bytes_down = bytes_down_, .seconds = seconds}));
         }
         agree(transport_, "generating samples", [&] {
-            if (transport_.is_root()) print_samples(experiment_, global_, terminal_);
+            if (transport_.is_root()) print_samples(experiment_, server_.global, terminal_);
         });
     }
 
 private:
-    void broadcast_adapter_to_all() { broadcast_adapter(transport_, global_, experiment_.settings.model.precision); }
+    void broadcast_adapter_to_all() {
+        broadcast_adapter(transport_, server_.global, experiment_.settings.model.precision);
+    }
+
+    [[nodiscard]] EvaluationSums evaluate(EvaluationPart part) {
+        if (experiment_.strategy.is_personal()) {
+            return evaluate_personal(transport_, experiment_, server_.global,
+                                     {.private_factors = private_files_,
+                                      .part = part,
+                                      .sequences = experiment_.settings.evaluation.sequences});
+        }
+        const bool beside = part != experiment_.settings.evaluation.part;
+        return evaluate_global(transport_, experiment_, server_.global,
+                               beside ? experiment_.test_windows : experiment_.evaluation_windows);
+    }
+
+    /// Test is read where evaluation.test asks for it only: after the last round, or where valid says "the best so
+    /// far".
+    void evaluate_on_test(RoundRow& row, bool last_round) {
+        const TestEvaluation wanted = experiment_.settings.evaluation.test;
+        const bool is_best = row.eval_loss < best_loss_;
+        if (is_best) best_loss_ = row.eval_loss;
+        if (wanted == TestEvaluation::none || !(last_round || (wanted == TestEvaluation::best && is_best))) return;
+        const double loss = evaluate(EvaluationPart::test).mean_loss();
+        row.extra_metrics = {loss, std::exp(loss)};
+    }
+
+    /// What the adapter's file says of itself; where it is not the whole result, that too.
+    [[nodiscard]] std::map<std::string, std::string> adapter_metadata() const {
+        std::map<std::string, std::string> metadata{{"run_id", files_->status.run_id}};
+        if (experiment_.strategy.updates_base()) {
+            metadata["note"] =
+                "this method changes the base: the adapter alone is not the model; the changed matrices "
+                "are base/* in checkpoint/round_*/state.safetensors";
+        } else if (experiment_.strategy.is_personal()) {
+            metadata["note"] = "clients keep their own B (private/ in the run's folder): here B is 0";
+        }
+        return metadata;
+    }
+
+    /// Versions of private factors that no kept checkpoint can name.
+    void forget_private_factors(const RoundPlan& plan) {
+        if (!files_ || !experiment_.strategy.is_personal()) return;
+        const auto kept = checkpoint_rounds(files_->folder.checkpoints());
+        if (!kept.empty()) private_files_.forget_before(plan, kept.front());
+    }
 
     /// Completes the row of a round and commits it on root: log first, then the second copy, then the status.
     void finish_round(RoundRecord& record, const Traffic& before, const Stopwatch& watch, const SlotStatistics& slots,
-                      const RoundOutcome* outcome, std::span<const double> received_from) {
+                      const RoundOutcome* outcome, std::span<const double> global_before) {
         std::array<std::int64_t, 2> moved{transport_.traffic().up_bytes - before.up_bytes,
                                           transport_.traffic().down_bytes - before.down_bytes};
         std::array<std::int64_t, 2> peak{peak_memory_bytes(),
@@ -209,18 +279,21 @@ private:
         RoundRow& row = record.round;
         agree(transport_, "writing the log", [&] {
             if (!files_) return;
-            fill_from_global(row, experiment_, global_, slots);
+            fill_from_global(row, experiment_, server_.global, slots);
             row.bytes_up_padded = moved[0];
             row.bytes_down_padded = moved[1];
             row.peak_memory_bytes = peak[0];
             record.slots = {.energy = slots.energy, .n_contributors = slots.n_contributors};
             if (outcome != nullptr) record.participation = participation_rows(*outcome);
+            if (outcome != nullptr && is_spectra_round(experiment_.settings, row.round)) {
+                record.layers = layer_rows(experiment_, global_before, server_.global, outcome->client_cosines);
+            }
             Stopwatch io_watch;
             if (files_->trace) {
                 if (outcome != nullptr) {
-                    write_trace(*files_->trace, experiment_, *outcome, received_from, global_, row.round);
+                    write_trace(*files_->trace, experiment_, *outcome, server_.global, row.round);
                 } else {
-                    files_->trace->append_global(0, global_);
+                    files_->trace->append_global(0, server_.global);
                 }
             }
             row.t_io_s =
@@ -228,7 +301,7 @@ private:
                 io_watch.seconds();  // the log's own time is known after it is written: it counts in the next row
             row.t_round_s = watch.seconds();
             io_watch.lap();
-            files_->log.append_round(row, record.participation, record.slots);
+            files_->log.append_round(row, record.participation, record.slots, record.layers);
             files_->progress.append(record);
             files_->status.round = row.round;
             files_->status.train_loss = row.train_loss;
@@ -254,7 +327,7 @@ private:
     void save_round(std::int64_t round) {
         agree(transport_, "writing a checkpoint", [&] {
             if (!files_) return;
-            unsaved_ = carried_state(round);
+            unsaved_ = carried_state(experiment_, round, server_, base_losses_);
             const auto every = experiment_.settings.checkpoint.every;
             std::error_code ignored;
             const bool asked = std::filesystem::remove(files_->folder.checkpoint_request(), ignored);
@@ -277,14 +350,6 @@ private:
         io_s_ += watch.seconds();
         saved_round_ = state.round;
         unsaved_.reset();
-    }
-
-    /// What a checkpoint after this round holds.
-    [[nodiscard]] CarriedState carried_state(std::int64_t round) const {
-        return {.round = round,
-                .global = global_,
-                .base_losses = base_losses_,
-                .lora_ranks = experiment_.population->lora_ranks()};
     }
 
     void warn_about_lead_time(double longest_wait_s) {
@@ -329,11 +394,14 @@ private:
     std::optional<RunFiles>& files_;
     AdapterInitLaw init_;
     UploadAccumulator accumulator_;
-    std::vector<double> global_;
+    std::optional<UpdateDrift> drift_;  ///< with log.spectra
+    ServerState server_;
+    PrivateFiles private_files_;
     std::vector<double> base_losses_;
     RoundRow first_;
     RoundRow last_;
     double start_loss_ = 0.0;
+    double best_loss_ = 0.0;  ///< smallest evaluation loss so far
     double io_s_ = 0.0;
     std::int64_t bytes_up_ = 0;
     std::int64_t bytes_down_ = 0;

@@ -17,16 +17,19 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
                         const std::string& command_line) {
     RunLogHeader header{
         .run_id = run_id, .creator_version = build_info::version, .rank_max = experiment.settings.lora.rank_max};
-    const Corpus& corpus = *experiment.corpus;
-    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
-        header.clients.push_back({.name = corpus.client_name(k),
-                                  .n_train_sequences = corpus.client_size(k).n_train_sequences,
-                                  .n_train_tokens = experiment.population->at(k).n_loss_tokens,
-                                  .initial_lora_rank = experiment.population->at(k).initial_lora_rank});
+    if (experiment.settings.log.spectra > 0) {
+        for (const AdaptedMatrix& matrix : experiment.layout.matrices) header.layers.push_back(matrix.name);
     }
+    if (experiment.settings.evaluation.test != TestEvaluation::none) {
+        header.extra_metrics = {
+            {"test_loss", "nat", "eval_loss on the test part, where it was measured (evaluation.test)"},
+            {"test_perplexity", "1", "exp(eval_test_loss)"}};
+    }
+    header.clients = client_rows(*experiment.corpus, *experiment.population);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");
     header.provenance.texts["config"] = resolved_ini(experiment.settings);
+    header.provenance.texts["strategy_policies"] = policies_text(experiment.strategy);
     header.provenance.texts["command_line"] = command_line;
     header.provenance.texts["base_sha256"] = experiment.base_sha256;
     header.provenance.texts["data_sha256"] = experiment.data_sha256;
@@ -38,7 +41,7 @@ void write_config(const RunFolder& folder, const Experiment& experiment, const s
     folder.write_config(
         resolved_ini(experiment.settings, fmt::format("identity {}\nbase sha256 {}\ndata sha256 {}", run_id,
                                                       experiment.base_sha256, experiment.data_sha256)),
-        resolved_json(experiment.settings));
+        resolved_json(experiment.settings, logged_strategy(experiment.strategy)));
 }
 
 /// Requests of a user to a process that is gone.

@@ -3,16 +3,18 @@
 #include <cmath>
 
 #include "hetlora/base/text.hpp"
+#include "hetlora/fed/spectra.hpp"
 #include "hetlora/fed/weights.hpp"
 
 namespace hetlora {
 void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
-                 std::span<const double> received_from, std::span<const double> global, std::int64_t round) {
-    const std::int64_t rank_max = experiment.settings.lora.rank_max;
+                 std::span<const double> global, std::int64_t round) {
+    // Of the adapters themselves: with receive = all a client holds more slots than its lora_rank.
+    const auto slots_of = [&](const std::vector<double>& adapter) {
+        return std::ssize(adapter) / experiment.layout.parameters_per_slot();
+    };
     for (std::size_t i = 0; i < outcome.traced.size(); ++i) {
         const ClientReport& report = outcome.reports[i];
-        std::vector<double> received(static_cast<std::size_t>(experiment.layout.parameters(report.lora_rank_before)));
-        resize_adapter<double>(experiment.layout, received_from, rank_max, received, report.lora_rank_before);
         std::vector<TraceStep> steps;
         for (const StepRecord& record : outcome.traced[i].steps) {
             TraceStep step{.loss = record.loss, .n_loss_tokens = record.n_loss_tokens, .windows = {}};
@@ -21,30 +23,30 @@ void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOu
         }
         trace.append_event({.round = round,
                             .client = report.client,
-                            .lora_rank_before = report.lora_rank_before,
-                            .lora_rank_after = report.lora_rank_after,
+                            .lora_rank = report.lora_rank_before,
+                            .lora_rank_before = slots_of(outcome.traced[i].received),
+                            .lora_rank_after = slots_of(outcome.traced[i].sent),
                             .dropped = report.dropped,
                             .weight = outcome.merge.client_weight[i],
                             .learning_rate = outcome.learning_rate,
-                            .received = received,
+                            .received = outcome.traced[i].received,
                             .sent = outcome.traced[i].sent,
+                            .slots = outcome.traced[i].slots,
                             .steps = steps});
     }
     trace.append_global(round, global);
 }
 
 /// The columns of /rounds that come from the clients' reports.
-void fill_from_reports(RoundRow& row, const Experiment& experiment, const RoundOutcome& outcome) {
-    const std::int64_t value_bytes = experiment.settings.model.precision == Precision::fp64 ? 8 : 4;
+void fill_from_reports(RoundRow& row, const RoundOutcome& outcome, std::int64_t delta_before) {
     double loss_sum = 0.0;
     for (const ClientReport& report : outcome.reports) {
-        row.bytes_down_true += experiment.layout.parameters(report.lora_rank_before) * value_bytes;
+        row.bytes_down_true += report.bytes_down + delta_before;
         if (report.dropped) continue;
         ++row.n_clients;
         row.tokens += report.n_tokens;
         loss_sum += report.loss_sum;
-        row.bytes_up_true += experiment.layout.parameters(report.lora_rank_after) * value_bytes;
-        if (experiment.strategy.client_weight == ClientWeight::sparsity) row.bytes_up_true += value_bytes;  // s_k
+        row.bytes_up_true += report.bytes_up;
     }
     if (row.tokens > 0) row.train_loss = loss_sum / static_cast<double>(row.tokens);
     row.t_train_s = outcome.t_train_s;
@@ -79,6 +81,33 @@ void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<con
     row.adapter_norm = summary.norm;
     row.effective_rank = summary.effective_rank;
     row.slots_alive = slots.slots_alive;
+}
+
+bool is_spectra_round(const Settings& settings, std::int64_t round) {
+    const std::int64_t every = settings.log.spectra;
+    return every > 0 && round > 0 && (round % every == 0 || round == settings.experiment.rounds);
+}
+
+std::vector<LayerRow> layer_rows(const Experiment& experiment, std::span<const double> before,
+                                 std::span<const double> global, std::span<const double> client_cosines) {
+    const LoraSettings& lora = experiment.settings.lora;
+    const std::vector<MatrixSpectrum> spectra = matrix_spectra({.layout = experiment.layout,
+                                                                .global = global,
+                                                                .previous = before,
+                                                                .rank_max = lora.rank_max,
+                                                                .rank_min = lora.rank_min,
+                                                                .scale = experiment.global_scale});
+    std::vector<LayerRow> rows;
+    for (std::size_t m = 0; m < spectra.size(); ++m) {
+        rows.push_back({.name = experiment.layout.matrices[m].name,
+                        .update_norm = spectra[m].update_norm,
+                        .product_norm = spectra[m].product_norm,
+                        .effective_rank = spectra[m].effective_rank,
+                        .leading_energy = spectra[m].leading_energy,
+                        .client_cosine = client_cosines[m],
+                        .singular_value = spectra[m].singular_values});
+    }
+    return rows;
 }
 
 void fill_from_evaluation(RoundRow& row, const EvaluationSums& sums) {

@@ -26,10 +26,25 @@ HETLORA_WORDS(OptimizerKind, {"sgd", OptimizerKind::sgd}, {"adamw", OptimizerKin
 HETLORA_WORDS(LearningRateSchedule, {"constant", LearningRateSchedule::constant},
               {"linear", LearningRateSchedule::linear}, {"cosine", LearningRateSchedule::cosine})
 HETLORA_WORDS(OnNonfinite, {"drop", OnNonfinite::drop}, {"stop", OnNonfinite::stop})
-HETLORA_WORDS(SlotNorm, {"all", SlotNorm::all}, {"contributors", SlotNorm::contributors})
+HETLORA_WORDS(SlotSelect, {"prefix", SlotSelect::prefix}, {"random", SlotSelect::random},
+              {"importance", SlotSelect::importance}, {"scored", SlotSelect::scored})
+HETLORA_WORDS(Receive, {"selected", Receive::selected}, {"all", Receive::all})
+HETLORA_WORDS(SlotScale, {"none", SlotScale::none}, {"sketch", SlotScale::sketch})
+HETLORA_WORDS(Trainable, {"both", Trainable::both}, {"b", Trainable::b}, {"alternate", Trainable::alternate})
+HETLORA_WORDS(SharedFactors, {"both", SharedFactors::both}, {"a", SharedFactors::a})
+HETLORA_WORDS(Merge, {"factors", Merge::factors}, {"product", Merge::product}, {"stack", Merge::stack})
+HETLORA_WORDS(FactorSplit, {"left", FactorSplit::left}, {"sqrt", FactorSplit::sqrt}, {"right", FactorSplit::right})
+HETLORA_WORDS(BaseUpdate, {"none", BaseUpdate::none}, {"merge", BaseUpdate::merge},
+              {"truncated", BaseUpdate::truncated}, {"residual", BaseUpdate::residual})
+HETLORA_WORDS(ServerOptimizer, {"none", ServerOptimizer::none}, {"momentum", ServerOptimizer::momentum},
+              {"adam", ServerOptimizer::adam})
+HETLORA_WORDS(RankSchedule, {"none", RankSchedule::none}, {"annealing", RankSchedule::annealing})
+HETLORA_WORDS(SlotNorm, {"all", SlotNorm::all}, {"contributors", SlotNorm::contributors}, {"levels", SlotNorm::levels},
+              {"replicate", SlotNorm::replicate})
 HETLORA_WORDS(ClientWeight, {"uniform", ClientWeight::uniform}, {"samples", ClientWeight::samples},
               {"sparsity", ClientWeight::sparsity})
-HETLORA_WORDS(LocalExtra, {"none", LocalExtra::none}, {"tail_prune", LocalExtra::tail_prune})
+HETLORA_WORDS(LocalExtra, {"none", LocalExtra::none}, {"tail_prune", LocalExtra::tail_prune},
+              {"proximal", LocalExtra::proximal})
 HETLORA_WORDS(Aggregate, {"parameters", Aggregate::parameters}, {"deltas", Aggregate::deltas})
 HETLORA_WORDS(PruneReference, {"received", PruneReference::received}, {"initial", PruneReference::initial})
 HETLORA_WORDS(PruneRounding, {"floor", PruneRounding::floor}, {"nearest", PruneRounding::nearest},
@@ -39,6 +54,8 @@ HETLORA_WORDS(WeightNorm, {"root_sum_squares", WeightNorm::root_sum_squares}, {"
 HETLORA_WORDS(KeepUncovered, {"no", KeepUncovered::no}, {"last", KeepUncovered::last},
               {"refill", KeepUncovered::refill})
 HETLORA_WORDS(EvaluationPart, {"valid", EvaluationPart::valid}, {"test", EvaluationPart::test})
+HETLORA_WORDS(TestEvaluation, {"none", TestEvaluation::none}, {"last", TestEvaluation::last},
+              {"best", TestEvaluation::best})
 HETLORA_WORDS(EvaluationClients, {"none", EvaluationClients::none}, {"final", EvaluationClients::final})
 HETLORA_WORDS(DeviceChoice, {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda})
 HETLORA_WORDS(VectorChoice, {"auto", VectorChoice::automatic}, {"baseline", VectorChoice::baseline},
@@ -68,6 +85,16 @@ template std::string_view name_of(AdapterInit);
 template std::string_view name_of(OptimizerKind);
 template std::string_view name_of(LearningRateSchedule);
 template std::string_view name_of(OnNonfinite);
+template std::string_view name_of(SlotSelect);
+template std::string_view name_of(Receive);
+template std::string_view name_of(SlotScale);
+template std::string_view name_of(Trainable);
+template std::string_view name_of(SharedFactors);
+template std::string_view name_of(Merge);
+template std::string_view name_of(FactorSplit);
+template std::string_view name_of(BaseUpdate);
+template std::string_view name_of(ServerOptimizer);
+template std::string_view name_of(RankSchedule);
 template std::string_view name_of(SlotNorm);
 template std::string_view name_of(ClientWeight);
 template std::string_view name_of(LocalExtra);
@@ -78,6 +105,7 @@ template std::string_view name_of(WeightScope);
 template std::string_view name_of(WeightNorm);
 template std::string_view name_of(KeepUncovered);
 template std::string_view name_of(EvaluationPart);
+template std::string_view name_of(TestEvaluation);
 template std::string_view name_of(EvaluationClients);
 template std::string_view name_of(DeviceChoice);
 template std::string_view name_of(VectorChoice);

@@ -91,6 +91,10 @@ void check_data_and_local(const Settings& settings, const Origins& origins, Rule
                       "both are set: keep one of the two");
     rules.forbid_pair(local.steps == 0 && local.epochs == 0, "local.steps", "and", "local.epochs",
                       "clients would not train: set one of the two");
+    rules.forbid_pair(
+        settings.evaluation.test != TestEvaluation::none && settings.evaluation.part == EvaluationPart::test,
+        "evaluation.test", "has nothing to add where all rounds are evaluated on test:", "evaluation.part",
+        "take evaluation.part = valid");
     const double factor = settings.evaluation.divergence_factor;
     rules.forbid(factor > 0 && factor <= 1, {"evaluation.divergence_factor"}, [&] {
         return origins.describe(settings, "evaluation.divergence_factor") +

@@ -114,6 +114,7 @@ private:
         if (name == "--dry-run") line_.dry_run = true;
         if (name == "--no-calibrate") line_.no_calibrate = true;
         if (name == "--all") line_.all = true;
+        if (name == "--json") line_.print_json = true;
     }
 
     void set_value(const CommandFlag& flag, const std::string& value) {

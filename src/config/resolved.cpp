@@ -8,6 +8,7 @@
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/schema.hpp"
+#include "hetlora/config/strategy_names.hpp"
 
 namespace hetlora {
 namespace {
@@ -29,8 +30,10 @@ void for_each_key(OnSection on_section, OnKey on_key) {
 }
 
 bool belongs_to_run(Identity identity, const Settings& settings) {
-    const bool rounds_matter =
-        settings.local.lr_schedule != LearningRateSchedule::constant || settings.local.lr_warmup_rounds > 0;
+    const bool rounds_matter = settings.local.lr_schedule != LearningRateSchedule::constant ||
+                               settings.local.lr_warmup_rounds > 0 ||
+                               settings.strategy.rank_schedule.value_or(RankSchedule::none) != RankSchedule::none ||
+                               has_rank_schedule(settings.strategy.preset);
     return identity == Identity::run || identity == Identity::run_pretrain ||
            (identity == Identity::rounds && rounds_matter);
 }
@@ -66,11 +69,12 @@ std::string resolved_ini(const Settings& settings, std::string_view header) {
     return text;
 }
 
-std::string resolved_json(const Settings& settings) {
+std::string resolved_json(const Settings& settings, const std::map<std::string, std::string>& resolved_strategy) {
     nlohmann::ordered_json sections;
     for (const auto& key : config_schema()) {
         std::visit([&](const auto& value) { sections[key.section][key.name] = value; }, key.get(settings));
     }
+    for (const auto& [name, value] : resolved_strategy) sections["resolved_strategy"][name] = value;
     // A path need not be UTF-8; JSON must be.
     return sections.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }

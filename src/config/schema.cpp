@@ -85,8 +85,32 @@ std::optional<std::string> why_unused(const ConfigKey& key, const Settings& sett
         // Only explicit policies count: what a preset's row says is not known here.
         const auto& strategy = settings.strategy;
         if (key.name.starts_with("prune_") || key.name == "tail_norm_epsilon") {
-            return unless(strategy.local_extra != LocalExtra::none,
+            return unless(!strategy.local_extra || strategy.local_extra == LocalExtra::tail_prune,
                           "it is used with strategy.local_extra = tail_prune only");
+        }
+        if (key.name == "prox_mu") {
+            return unless(!strategy.local_extra || strategy.local_extra == LocalExtra::proximal,
+                          "it is used with strategy.local_extra = proximal only");
+        }
+        if (key.name == "factor_split") {
+            return unless(!strategy.merge || strategy.merge == Merge::product,
+                          "it is used with strategy.merge = product only");
+        }
+        if (key.name == "keep_energy") {
+            return unless(!strategy.base_update || strategy.base_update == BaseUpdate::truncated,
+                          "it is used with strategy.base_update = truncated only");
+        }
+        if (key.name == "rank_levels") {
+            return unless(!strategy.slot_norm || strategy.slot_norm == SlotNorm::levels,
+                          "it is used with strategy.slot_norm = levels only");
+        }
+        if (key.name == "server_beta2" || key.name == "server_epsilon") {
+            return unless(strategy.server_optimizer == ServerOptimizer::adam,
+                          "it is used with strategy.server_optimizer = adam only");
+        }
+        if (key.name == "server_learning_rate" || key.name == "server_beta1") {
+            return unless(strategy.server_optimizer.value_or(ServerOptimizer::none) != ServerOptimizer::none,
+                          "it is used with strategy.server_optimizer = momentum or adam only");
         }
         if (is_any_of(key.name, {"weight_scope", "weight_norm", "weight_includes_scale"})) {
             return unless(!strategy.client_weight || strategy.client_weight == ClientWeight::sparsity,

@@ -18,6 +18,10 @@ void add_evaluation(std::vector<ConfigKey>& rows) {
                     at_least(0));
     section.choice({"part", Identity::run, "part of the data: valid for choosing, test for the final number only"},
                    &S::part);
+    section.choice({"test", Identity::run,
+                    "evaluation on the test part beside `part`: after the last round; best: also after every round "
+                    "that is the best so far"},
+                   &S::test);
     section.choice({"clients", Identity::run, "final: at the end also every client's loss on its own held-out data"},
                    &S::clients);
     section.integer({"samples", Identity::none, "generated replies printed at the end"}, &S::samples, at_least(0));
@@ -75,6 +79,15 @@ void add_checkpoint(std::vector<ConfigKey>& rows) {
                    &S::lead_s, at_least(0));
 }
 
+void add_log(std::vector<ConfigKey>& rows) {
+    using S = LogSettings;
+    SectionBuilder<S> section("log", &Settings::log, rows);
+    section.integer({"spectra", Identity::none,
+                     "rounds between looks at every adapted matrix (norms, singular values, drift: /layers of run.h5; "
+                     "after the last round, too); 0 = never"},
+                    &S::spectra, at_least(0));
+}
+
 void add_output(std::vector<ConfigKey>& rows) {
     using S = OutputSettings;
     SectionBuilder<S> section("output", &Settings::output, rows);
@@ -124,6 +137,7 @@ void add_environment_rows(std::vector<ConfigKey>& rows) {
     add_compute(rows);
     add_comm(rows);
     add_checkpoint(rows);
+    add_log(rows);
     add_output(rows);
     add_pretrain(rows);
 }

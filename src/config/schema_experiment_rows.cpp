@@ -1,4 +1,5 @@
 // Keys that say what is computed: experiment, model, data, lora, local, strategy.
+#include "hetlora/config/strategy_names.hpp"
 #include "schema_builder.hpp"
 #include "schema_rows.hpp"
 
@@ -136,15 +137,61 @@ void add_strategy(std::vector<ConfigKey>& rows) {
     using S = StrategySettings;
     SectionBuilder<S> section("strategy", &Settings::strategy, rows);
     section.text({"preset", Identity::run, "method: one row of the table that `hetlora strategies` prints"}, &S::preset,
-                 {"hetlora", "hetlora-agg", "zeropad", "fedavg", "homlora", "fedit"});
-    section.policy({"slot_norm", Identity::run,
-                    "what a slot's sum is divided by: the weights of all clients, or of those that have the slot"},
-                   &S::slot_norm);
-    section.policy({"client_weight", Identity::run, "weight of a client in the average"}, &S::client_weight);
+                 strategy_names());
+    section.policy({"slot_select", Identity::run, "which lora_rank slots of the global adapter a client trains"},
+                   &S::slot_select);
+    section.policy({"receive", Identity::run, "a client receives those slots, or all with the others frozen"},
+                   &S::receive);
+    section.policy({"slot_scale", Identity::run, "sketch: a client's scale times rank_max / lora_rank"},
+                   &S::slot_scale);
+    section.policy({"trainable", Identity::run, "factors that clients train; alternate: B in odd rounds, A in even"},
+                   &S::trainable);
     section.policy({"local_extra", Identity::run,
-                    "what is added to local training: nothing, or HetLoRA's tail regulariser and pruning"},
+                    "what is added to local training: nothing, HetLoRA's tail regulariser and pruning, or a pull to "
+                    "the received adapter"},
                    &S::local_extra);
+    section.policy({"shared_factors", Identity::run, "factors that are averaged; a: every client keeps its own B"},
+                   &S::shared_factors);
+    section.policy({"client_weight", Identity::run, "weight of a client in the average"}, &S::client_weight);
+    section.policy({"merge", Identity::run,
+                    "average the factors, or the products (one SVD per matrix), or stack the factors into the base"},
+                   &S::merge);
+    section.policy({"slot_norm", Identity::run,
+                    "what a slot's sum is divided by: the weights of all clients, of those that have the slot, or of "
+                    "those that reach its rank level; replicate: missing slots are filled from the largest clients"},
+                   &S::slot_norm);
     section.policy({"aggregate", Identity::run, "average the clients' parameters, or their changes"}, &S::aggregate);
+    section.policy({"factor_split", Identity::run, "merge = product: the factor that carries the singular values"},
+                   &S::factor_split);
+    section.policy({"base_update", Identity::run,
+                    "what goes into the base after a round: nothing, the stack, its leading directions, or what the "
+                    "average of the factors misses"},
+                   &S::base_update);
+    section.policy({"server_optimizer", Identity::run, "what the server does with the averaged change"},
+                   &S::server_optimizer);
+    section.policy({"rank_schedule", Identity::run, "annealing: one cap on all lora_ranks, falling over the rounds"},
+                   &S::rank_schedule);
+    section.policy({"keep_uncovered", Identity::run,
+                    "slots that no client of the round has: set to 0, keep the last value, or start afresh"},
+                   &S::keep_uncovered);
+    section.number(
+        {"keep_energy", Identity::run, "share of the squared singular values that base_update = truncated keeps"},
+        &S::keep_energy, {.low = 0, .high = 1, .low_open = true});
+    section.number({"prox_mu", Identity::run, "pull of local_extra = proximal: mu/2 times the squared distance"},
+                   &S::prox_mu, at_least(0));
+    section.number({"server_learning_rate", Identity::run, "step of the server optimiser"}, &S::server_learning_rate,
+                   above(0));
+    section.number({"server_beta1", Identity::run, "decay of the server's first moment"}, &S::server_beta1,
+                   {.low = 0, .high = 1, .high_open = true});
+    section.number({"server_beta2", Identity::run, "decay of the server's second moment (adam)"}, &S::server_beta2,
+                   {.low = 0, .high = 1, .high_open = true});
+    section.number({"server_epsilon", Identity::run, "added to the root of the second moment (adam)"},
+                   &S::server_epsilon, above(0));
+    section.integers({"rank_levels", Identity::run,
+                      "rank levels of slot_norm = levels; empty: the different lora_ranks of the clients"},
+                     &S::rank_levels, at_least(1));
+    section.number({"anneal_start", Identity::run, "share of the rounds before rank_schedule = annealing falls"},
+                   &S::anneal_start, {.low = 0, .high = 1});
     section.number({"prune_gamma", Identity::run, "share of the slots that pruning keeps"}, &S::prune_gamma,
                    {.low = 0, .high = 1, .low_open = true});
     section.number({"prune_lambda", Identity::run, "weight of the tail regulariser"}, &S::prune_lambda, at_least(0));
@@ -160,9 +207,6 @@ void add_strategy(std::vector<ConfigKey>& rows) {
                    &S::weight_norm);
     section.flag({"weight_includes_scale", Identity::run, "sparsity weights: norms of s*B*A instead of B*A"},
                  &S::weight_includes_scale);
-    section.choice({"keep_uncovered", Identity::run,
-                    "slots that no client of the round has: set to 0, keep the last value, or start afresh"},
-                   &S::keep_uncovered);
 }
 
 }  // namespace

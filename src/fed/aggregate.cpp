@@ -35,7 +35,8 @@ void UploadSum::clear() {
 UploadAccumulator::UploadAccumulator(AdapterLayout layout, const AggregationOptions& options)
     : layout_(std::move(layout)),
       options_(options),
-      weighted_(options.reduction, static_cast<std::size_t>(layout_.parameters(options.rank_max))),
+      weighted_(options.reduction, static_cast<std::size_t>(layout_.parameters(options.rank_max)) *
+                                       (options.slot_norm == SlotNorm::replicate ? 2 : 1)),
       has_weight_(layout_.matrices.size() * static_cast<std::size_t>(options.rank_max)) {}
 
 void UploadAccumulator::check(const ClientUpload& upload) const {
@@ -43,6 +44,8 @@ void UploadAccumulator::check(const ClientUpload& upload) const {
     if (upload.lora_rank < 1 || upload.lora_rank > options_.rank_max ||
         std::ssize(upload.factors) != layout_.parameters(upload.lora_rank) ||
         upload.weights.size() != layout_.matrices.size() ||
+        (!upload.slots.empty() && (std::ssize(upload.slots) != upload.lora_rank || upload.slots.front() < 0 ||
+                                   upload.slots.back() >= options_.rank_max)) ||
         (deltas && (upload.received_lora_rank < upload.lora_rank ||
                     std::ssize(upload.received) != layout_.parameters(upload.received_lora_rank)))) {
         throw bug_error("upload of client {}: lora_rank {} (received {}), {} values (received {}), {} weights",
@@ -80,6 +83,33 @@ void UploadAccumulator::check(const ClientUpload& upload) const {
     }
 }
 
+void UploadAccumulator::mark_weight(const ClientUpload& upload, std::size_t matrix) {
+    const auto first = has_weight_.begin() + static_cast<std::ptrdiff_t>(matrix) * options_.rank_max;
+    if (options_.slot_norm == SlotNorm::contributors && !upload.slots.empty()) {
+        for (const std::int32_t slot : upload.slots) first[slot] = 1;
+        return;
+    }
+    std::fill_n(first, options_.slot_norm == SlotNorm::contributors ? upload.lora_rank : options_.rank_max, 1);
+}
+
+/// Adds the rows of one factor of one matrix to those of the global adapter that start at `first`.
+void UploadAccumulator::add_rows(const ClientUpload& upload, double weight, std::span<const double> values,
+                                 std::size_t first) {
+    UploadSum& sums = weight > 0.0 ? weighted_ : *unweighted_;
+    const double factor = weight > 0.0 ? weight : 1.0;
+    if (upload.slots.empty()) {  // the client's rows are the leading part of the padded ones
+        sums.add(factor, values, first);
+        if (options_.slot_norm == SlotNorm::replicate && upload.lora_rank == scope_.largest_lora_rank) {
+            sums.add(factor, values, first + weighted_.size() / 2);
+        }
+        return;
+    }
+    const std::size_t width = values.size() / upload.slots.size();
+    for (std::size_t i = 0; i < upload.slots.size(); ++i) {
+        sums.add(factor, values.subspan(i * width, width), first + static_cast<std::size_t>(upload.slots[i]) * width);
+    }
+}
+
 void UploadAccumulator::add(const ClientUpload& upload) {
     check(upload);
     if (!unweighted_ && std::ranges::find(upload.weights, 0.0) != upload.weights.end()) {
@@ -89,25 +119,19 @@ void UploadAccumulator::add(const ClientUpload& upload) {
     std::size_t source_received = 0;
     std::size_t target = 0;
     for (std::size_t m = 0; m < layout_.matrices.size(); ++m) {
-        const double weight = upload.weights[m];
-        if (weight > 0.0) {
-            const auto slots = options_.slot_norm == SlotNorm::all ? options_.rank_max : upload.lora_rank;
-            std::fill_n(has_weight_.begin() + static_cast<std::ptrdiff_t>(m) * options_.rank_max, slots, 1);
-        }
-        for (const auto width : {layout_.matrices[m].d_in, layout_.matrices[m].d_out}) {
-            // Slots are rows: the client's lora_rank rows are the leading part of the padded ones.
+        if (upload.weights[m] > 0.0) mark_weight(upload, m);
+        for (const bool is_a : {true, false}) {
+            const std::int64_t width = is_a ? layout_.matrices[m].d_in : layout_.matrices[m].d_out;
             const auto n = static_cast<std::size_t>(upload.lora_rank * width);
-            auto values = upload.factors.subspan(source, n);
-            if (options_.aggregate == Aggregate::deltas) {
-                contribution_.resize(n);
-                std::ranges::transform(values, upload.received.subspan(source_received, n), contribution_.begin(),
-                                       std::minus<>{});
-                values = contribution_;
-            }
-            if (weight > 0.0) {
-                weighted_.add(weight, values, target);
-            } else {
-                unweighted_->add(1.0, values, target);
+            if (is_a ? scope_.sent.a : scope_.sent.b) {
+                auto values = upload.factors.subspan(source, n);
+                if (options_.aggregate == Aggregate::deltas) {
+                    contribution_.resize(n);
+                    std::ranges::transform(values, upload.received.subspan(source_received, n), contribution_.begin(),
+                                           std::minus<>{});
+                    values = contribution_;
+                }
+                add_rows(upload, upload.weights[m], values, target);
             }
             source += n;
             source_received += static_cast<std::size_t>(upload.received_lora_rank * width);
@@ -116,7 +140,8 @@ void UploadAccumulator::add(const ClientUpload& upload) {
     }
 }
 
-void UploadAccumulator::clear() {
+void UploadAccumulator::begin(const RoundScope& scope) {
+    scope_ = scope;
     weighted_.clear();
     unweighted_.reset();
     std::ranges::fill(has_weight_, 0);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "byte_stream.hpp"
 #include "hetlora/base/error.hpp"
 
 namespace hetlora {
@@ -49,12 +50,10 @@ std::vector<ClientReport> gather_reports(Transport& transport, const RoundPlan& 
     return ordered;
 }
 
-std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator) {
-    std::vector<std::int64_t> has_weight = accumulator.has_weight();
-    transport.all_max(has_weight);
-    accumulator.settle(has_weight);
+namespace {
 
-    const UploadSum& sums = accumulator.sums();
+/// The sums over all mpi_ranks, on root.
+std::vector<double> reduce_sums(Transport& transport, const UploadSum& sums) {
     std::vector<double> totals(transport.is_root() ? sums.size() : 0);
     if (sums.kind() == ReductionKind::fast) {
         transport.reduce_sum(sums.fast(), totals);
@@ -71,6 +70,65 @@ std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accu
         if (transport.is_root()) ExactSum::from_limbs(total_limbs, std::span(totals).subspan(first, n));
     }
     return totals;
+}
+
+}  // namespace
+
+std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator) {
+    std::vector<std::int64_t> has_weight = accumulator.has_weight();
+    transport.all_max(has_weight);
+    accumulator.settle(has_weight);
+    return reduce_sums(transport, accumulator.sums());
+}
+
+std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift) {
+    std::vector<std::int64_t> counts(transport.is_root() ? drift.counts().size() : 0);
+    transport.reduce_sum(drift.counts(), counts);
+    const std::vector<double> sums = reduce_sums(transport, drift.sums());
+    return transport.is_root() ? drift.mean_cosines(sums, counts) : std::vector<double>();
+}
+
+std::vector<GatheredUpload> gather_uploads(Transport& transport, const RoundPlan& plan,
+                                           std::span<const GatheredUpload> mine) {
+    ByteWriter writer;
+    for (const GatheredUpload& upload : mine) {
+        writer.put(upload.cohort_index);
+        writer.put_all(upload.factors);
+    }
+    const auto parts = transport.gather(writer.bytes());
+    if (!transport.is_root()) return {};
+    std::vector<GatheredUpload> ordered(plan.cohort.size());
+    for (std::size_t i = 0; i < ordered.size(); ++i) ordered[i].cohort_index = static_cast<std::int64_t>(i);
+    for (const auto& part : parts) {
+        for (ByteReader reader(part); !reader.at_end();) {
+            const auto index = reader.get<std::int64_t>();
+            if (index < 0 || index >= std::ssize(ordered)) {
+                throw bug_error("round {}: factors of cohort index {}", plan.round, index);
+            }
+            ordered[static_cast<std::size_t>(index)].factors = reader.get_all<double>();
+        }
+    }
+    return ordered;
+}
+
+void broadcast_base_change(Transport& transport, LowRankDelta& change, const AdapterLayout& layout) {
+    const std::size_t n_matrices = layout.matrices.size();
+    change.matrices.resize(n_matrices);
+    std::vector<std::int64_t> slots;
+    for (const LowRankMatrix& matrix : change.matrices) slots.push_back(matrix.lora_rank);
+    transport.broadcast_values(slots);
+    for (std::size_t m = 0; m < n_matrices; ++m) {
+        const AdaptedMatrix& shape = layout.matrices[m];
+        LowRankMatrix& matrix = change.matrices[m];
+        matrix.name = shape.name;
+        matrix.d_out = shape.d_out;
+        matrix.d_in = shape.d_in;
+        matrix.lora_rank = slots[m];
+        matrix.a.resize(static_cast<std::size_t>(slots[m] * shape.d_in));
+        matrix.bt.resize(static_cast<std::size_t>(slots[m] * shape.d_out));
+        transport.broadcast_values(matrix.a);
+        transport.broadcast_values(matrix.bt);
+    }
 }
 
 void broadcast_lora_ranks(Transport& transport, const RoundPlan& plan, std::span<const ClientReport> reports,

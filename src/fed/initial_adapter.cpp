@@ -1,5 +1,6 @@
 #include "hetlora/fed/initial_adapter.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "hetlora/base/random.hpp"
@@ -36,6 +37,22 @@ std::vector<double> initial_adapter(const AdapterLayout& layout, const AdapterIn
         }
     }
     return adapter;
+}
+
+void fresh_adapter(const AdapterLayout& layout, const AdapterInitLaw& law, const FreshAdapter& whose,
+                   std::int64_t lora_rank, std::span<double> adapter) {
+    std::ranges::fill(adapter, 0.0);
+    for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
+        const auto d_in = static_cast<std::size_t>(layout.matrices[m].d_in);
+        double* a = adapter.data() + layout.offset_a(m, lora_rank);
+        for (std::int64_t slot = 0; slot < lora_rank; ++slot) {
+            const std::uint64_t row_seed =
+                hash_seed(law.seed_init, Purpose::fresh_adapter, whose.round, whose.client, m, slot);
+            for (std::size_t column = 0; column < d_in; ++column) {
+                *a++ = draw(law, hash_seed(row_seed, Purpose::fresh_adapter, column), d_in);
+            }
+        }
+    }
 }
 
 void refill_row(const AdapterInitLaw& law, std::int64_t round, std::size_t matrix, std::int64_t slot,

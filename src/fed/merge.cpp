@@ -12,7 +12,8 @@ namespace {
 
 void check(const MergeInput& input) {
     const auto n = input.layout.parameters(input.init.rank_max);
-    if (std::ssize(input.sums) != n || std::ssize(input.previous) != n) {
+    const std::int64_t n_sums = input.strategy.slot_norm == SlotNorm::replicate ? 2 * n : n;
+    if (std::ssize(input.sums) != n_sums || std::ssize(input.previous) != n) {
         throw bug_error("merge of round {}: {} sums and {} old values instead of {}", input.round, input.sums.size(),
                         input.previous.size(), n);
     }
@@ -37,37 +38,65 @@ double normaliser(const MergeInput& input, std::size_t matrix, std::int64_t slot
     double n_clients = 0.0;
     for (const auto& report : input.reports) {
         if (report.dropped) continue;
-        if (input.strategy.slot_norm == SlotNorm::contributors && report.lora_rank_after <= slot) continue;
+        if (input.strategy.slot_norm == SlotNorm::contributors && !report.has_slot(slot)) continue;
         total += report.weights[matrix];
         n_clients += 1.0;
     }
     return total > 0.0 ? total : n_clients;
 }
 
+/// Where a row of the global adapter lies.
+struct Row {
+    std::size_t first = 0;
+    std::size_t width = 0;
+};
+
+/// How a row's sums become its mean: (sum + fill * sum over the largest clients) / z.
+struct Divisor {
+    double z = 1.0;
+    double fill = 0.0;
+};
+
+/// slot_norm = replicate: clients without the slot count with the mean of the largest ones, of weight `largest` in all.
+Divisor replicated(const MergeInput& input, std::size_t matrix, std::int64_t slot) {
+    double all = 0.0, without = 0.0, largest = 0.0;
+    for (const auto& report : input.reports) {
+        if (report.dropped) continue;
+        all += report.weights[matrix];
+        if (!report.has_slot(slot)) without += report.weights[matrix];
+        if (report.lora_rank_after == input.largest_lora_rank) largest += report.weights[matrix];
+    }
+    if (largest > 0.0) return {.z = all, .fill = without / largest};
+    return {.z = all - without, .fill = 0.0};  // all the largest were dropped: the mean of those that have the slot
+}
+
 /// One row of A or of Bt: base + sums / z.
-void write_row(const MergeInput& input, std::size_t first, std::size_t width, double z, std::vector<double>& global) {
+void write_row(const MergeInput& input, const Row& row, const Divisor& divisor, std::vector<double>& global) {
     const bool deltas = input.strategy.aggregate == Aggregate::deltas;
-    for (std::size_t i = first; i < first + width; ++i) {
+    const std::size_t second_half = input.sums.size() / 2;
+    for (std::size_t i = row.first; i < row.first + row.width; ++i) {
         const double base = deltas ? input.previous[i] : 0.0;
-        const double value = base + input.sums[i] / z;
+        const double sum =
+            divisor.fill == 0.0 ? input.sums[i] : input.sums[i] + divisor.fill * input.sums[i + second_half];
+        const double value = base + sum / divisor.z;
         global[i] = input.init.round_to_fp32 ? static_cast<double>(static_cast<float>(value)) : value;
     }
 }
 
-void write_uncovered(const MergeInput& input, std::size_t matrix, std::int64_t slot, std::vector<double>& global) {
-    const auto& shape = input.layout.matrices[matrix];
-    const auto copy_old = [&](std::size_t first, std::int64_t width) {
-        std::ranges::copy(input.previous.subspan(first, static_cast<std::size_t>(width)),
-                          global.begin() + static_cast<std::ptrdiff_t>(first));
-    };
-    const auto a = static_cast<std::size_t>(input.layout.offset_a(matrix, input.init.rank_max) + slot * shape.d_in);
-    const auto b = static_cast<std::size_t>(input.layout.offset_b(matrix, input.init.rank_max) + slot * shape.d_out);
-    if (input.strategy.aggregate == Aggregate::deltas || input.strategy.keep_uncovered == KeepUncovered::last) {
-        copy_old(a, shape.d_in);
-        copy_old(b, shape.d_out);
-    } else if (input.strategy.keep_uncovered == KeepUncovered::refill) {
-        refill_row(input.init, input.round, matrix, slot,
-                   std::span(global).subspan(a, static_cast<std::size_t>(shape.d_in)));
+void keep_row(const MergeInput& input, const Row& row, std::vector<double>& global) {
+    std::ranges::copy(input.previous.subspan(row.first, row.width),
+                      global.begin() + static_cast<std::ptrdiff_t>(row.first));
+}
+
+/// A slot that no client has. Only the factors that were sent are touched.
+void write_uncovered(const MergeInput& input, std::size_t matrix, std::int64_t slot, const Row& a, const Row& b,
+                     std::vector<double>& global) {
+    const bool keep =
+        input.strategy.aggregate == Aggregate::deltas || input.strategy.keep_uncovered == KeepUncovered::last;
+    if (keep || !input.sent.a) keep_row(input, a, global);
+    if (keep || !input.sent.b) keep_row(input, b, global);
+    if (!keep && input.sent.a && input.strategy.keep_uncovered == KeepUncovered::refill) {
+        refill_row(input.init, input.round, matrix, slot, std::span(global).subspan(a.first, a.width));
     }  // else: `global` is 0 there, the literal rule
 }
 
@@ -75,8 +104,8 @@ std::vector<std::int64_t> count_contributors(std::span<const ClientReport> repor
     std::vector<std::int64_t> counts(static_cast<std::size_t>(rank_max));
     for (const auto& report : reports) {
         if (report.dropped) continue;
-        for (std::int64_t slot = 0; slot < std::min(report.lora_rank_after, rank_max); ++slot) {
-            ++counts[static_cast<std::size_t>(slot)];
+        for (std::int64_t slot = 0; slot < rank_max; ++slot) {
+            if (report.has_slot(slot)) ++counts[static_cast<std::size_t>(slot)];
         }
     }
     return counts;
@@ -96,19 +125,26 @@ MergeResult merge_uploads(const MergeInput& input) {
         return result;
     }
     const auto n_contributors = count_contributors(input.reports, rank_max);
-    result.global.resize(input.sums.size());
+    result.global.resize(input.previous.size());
     for (std::size_t m = 0; m < input.layout.matrices.size(); ++m) {
         const auto& shape = input.layout.matrices[m];
         for (std::int64_t slot = 0; slot < rank_max; ++slot) {
+            const Row a{.first = static_cast<std::size_t>(input.layout.offset_a(m, rank_max) + slot * shape.d_in),
+                        .width = static_cast<std::size_t>(shape.d_in)};
+            const Row b{.first = static_cast<std::size_t>(input.layout.offset_b(m, rank_max) + slot * shape.d_out),
+                        .width = static_cast<std::size_t>(shape.d_out)};
             if (n_contributors[static_cast<std::size_t>(slot)] == 0) {
-                write_uncovered(input, m, slot, result.global);
+                write_uncovered(input, m, slot, a, b, result.global);
                 continue;
             }
-            const double z = normaliser(input, m, slot);
-            write_row(input, static_cast<std::size_t>(input.layout.offset_a(m, rank_max) + slot * shape.d_in),
-                      static_cast<std::size_t>(shape.d_in), z, result.global);
-            write_row(input, static_cast<std::size_t>(input.layout.offset_b(m, rank_max) + slot * shape.d_out),
-                      static_cast<std::size_t>(shape.d_out), z, result.global);
+            const Divisor divisor = input.strategy.slot_norm == SlotNorm::replicate
+                                        ? replicated(input, m, slot)
+                                        : Divisor{.z = normaliser(input, m, slot)};
+            const auto write = [&](const Row& row, bool sent) {
+                sent ? write_row(input, row, divisor, result.global) : keep_row(input, row, result.global);
+            };
+            write(a, input.sent.a);
+            write(b, input.sent.b);
         }
     }
     result.slots = slot_statistics(input.layout, result.global, rank_max, input.reports);

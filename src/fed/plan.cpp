@@ -52,7 +52,7 @@ PlannedClient plan_client(std::int64_t client, const RegisteredClient& record, c
     const std::int64_t batch = std::min(options.batch_size, record.n_windows);
     return {
         .client = client,
-        .lora_rank = record.lora_rank,
+        .lora_rank = std::min(record.lora_rank, options.lora_rank_cap),
         .n_steps = options.epochs > 0 ? options.epochs * ceil_div(record.n_windows, options.batch_size) : options.steps,
         .rows_per_step = std::max<std::int64_t>(1, ceil_div(record.n_rows, record.n_windows)) * batch,
         .pack = 0};

@@ -17,6 +17,7 @@ Population::Population(std::vector<RegisteredClient> clients) : clients_(std::mo
         if (record.n_windows < 1) throw bug_error("client {} is eligible but has no training window", client);
         eligible_.push_back(static_cast<std::int64_t>(client));
     }
+    private_rounds_.resize(clients_.size());
 }
 
 const RegisteredClient& Population::at(std::int64_t client) const {
@@ -37,6 +38,24 @@ void Population::shrink_lora_rank(std::int64_t client, std::int64_t lora_rank) {
         throw bug_error("client {}: lora_rank {} cannot become {}", client, record.lora_rank, lora_rank);
     }
     clients_[static_cast<std::size_t>(client)].lora_rank = lora_rank;
+}
+
+std::int64_t Population::private_round(std::int64_t client) const {
+    (void)at(client);
+    return private_rounds_[static_cast<std::size_t>(client)];
+}
+
+void Population::set_private_round(std::int64_t client, std::int64_t round) {
+    (void)at(client);
+    private_rounds_[static_cast<std::size_t>(client)] = round;
+}
+
+void Population::restore_private_rounds(std::span<const std::int64_t> rounds) {
+    if (rounds.size() != private_rounds_.size()) {
+        throw input_error("the checkpoint knows {} clients but the data has {} - resume with the same data",
+                          rounds.size(), private_rounds_.size());
+    }
+    private_rounds_.assign(rounds.begin(), rounds.end());
 }
 
 void Population::restore_lora_ranks(std::span<const std::int64_t> lora_ranks) {

@@ -2,137 +2,38 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/comm/agree.hpp"
+#include "hetlora/fed/client_work.hpp"
 #include "hetlora/fed/exchange.hpp"
-#include "hetlora/fed/prune.hpp"
+#include "hetlora/fed/gathered_merge.hpp"
 #include "hetlora/fed/trace_exchange.hpp"
-#include "hetlora/fed/weights.hpp"
 
 namespace hetlora {
 namespace {
 
-LocalOptions local_options(const RoundContext& context, std::int64_t round) {
-    const LocalSettings& local = context.settings.local;
-    return {.optimizer = local.optimizer,
-            .learning_rate =
-                scheduled_rate(local.lr_schedule, local.learning_rate, round, context.settings.experiment.rounds,
-                               local.lr_warmup_rounds, local.lr_final_fraction),
-            .weight_decay = local.weight_decay,
-            .clip_norm = local.clip_norm,
-            .beta1 = local.adam_beta1,
-            .beta2 = local.adam_beta2,
-            .epsilon = local.adam_epsilon,
-            .tail_lambda = context.strategy.prunes() ? context.strategy.prune_lambda : 0.0,
-            .tail_norm_epsilon = context.strategy.tail_norm_epsilon,
-            .dropout = context.settings.lora.dropout,
-            .batch_size = local.batch_size,
-            .seed_data = context.settings.experiment.seed_data,
-            .round = round};
+std::int64_t largest_lora_rank(const RoundPlan& plan) {
+    return std::ranges::max_element(plan.cohort, {}, &PlannedClient::lora_rank)->lora_rank;
 }
 
-ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& planned, std::int64_t cohort_index,
-                         int mpi_rank) {
-    ClientReport report;
-    report.cohort_index = cohort_index;
-    report.client = outcome.client;
-    report.lora_rank_before = planned.lora_rank;
-    report.lora_rank_after = planned.lora_rank;
-    report.n_steps = std::ssize(outcome.steps);
-    report.n_rows = outcome.n_tokens;
-    for (const StepRecord& step : outcome.steps) {
-        report.n_tokens += step.n_loss_tokens;
-        report.loss_sum += step.loss * static_cast<double>(step.n_loss_tokens);
-    }
-    report.loss_first = outcome.steps.front().loss;
-    report.loss_last = outcome.steps.back().loss;
-    report.t_train_s = outcome.time_s;
-    report.pack = planned.pack;
-    report.mpi_rank = mpi_rank;
-    report.dropped = !outcome.finite;
-    return report;
-}
-
-/// Prunes a client and adds what it sends to this mpi_rank's sums. A client whose adapter cannot be summed is left out
-/// as one that is not finite: its training diverged just as well, and it must not end the others' run.
-/// @param sent in: the trained factors at report.lora_rank_before, out: what is sent at report.lora_rank_after
-void upload_client(const RoundContext& context, std::span<const double> received, std::vector<double>& sent,
-                   ClientReport& report) {
-    const AdapterLayout& layout = context.engine.layout();
-    const std::int64_t lora_rank = report.lora_rank_before;
-    std::int64_t lora_rank_after = lora_rank;
-    std::vector<double> kept;
-    if (context.strategy.prunes()) {
-        const PruneDecision decision = decide_prune(layout, received, sent, lora_rank, context.strategy);
-        report.tail_before = decision.before;
-        report.tail_after = decision.after;
-        if (decision.pruned) {
-            lora_rank_after = decision.lora_rank_after;
-            kept.resize(static_cast<std::size_t>(layout.parameters(lora_rank_after)));
-            resize_adapter<double>(layout, sent, lora_rank, kept, lora_rank_after);
+/// Trains the packs of this mpi_rank; every mpi_rank learns whether all succeeded.
+ClientWork train_packs(const RoundContext& context, const RoundPlan& plan, std::span<const double> global) {
+    ClientWork work;
+    context.accumulator.begin(
+        {.sent = sent_factors(context.strategy, plan.round), .largest_lora_rank = largest_lora_rank(plan)});
+    if (context.drift != nullptr) context.drift->clear();
+    skip_wait_for_look();
+    agree(context.transport, fmt::format("training round {}", plan.round), [&] {
+        throw_if_stop_requested();  // an MPI rank without packs, too
+        const auto assignment = assign_packs(plan, context.transport.mpi_size());
+        for (const std::int64_t pack : packs_of(assignment, context.transport.mpi_rank())) {
+            train_one_pack(context, plan, plan.packs[static_cast<std::size_t>(pack)], global, work);
         }
-    }
-    const std::vector<double>& upload = kept.empty() ? sent : kept;
-    std::vector<double> weights = client_weights(context.strategy, layout,
-                                                 {.factors = upload,
-                                                  .lora_rank = lora_rank_after,
-                                                  .n_samples = report.n_samples,
-                                                  .lora_scale = lora_scale(context.settings.lora, lora_rank_after)});
-    try {
-        context.accumulator.add({.client = report.client,
-                                 .factors = upload,
-                                 .lora_rank = lora_rank_after,
-                                 .received = received,
-                                 .received_lora_rank = lora_rank,
-                                 .weights = weights});
-    } catch (const Error& error) {
-        if (error.code() != ExitCode::training) throw;
-        report.dropped = true;
-        return;
-    }
-    report.weights = std::move(weights);
-    report.lora_rank_after = lora_rank_after;
-    if (!kept.empty()) sent = std::move(kept);
-}
-
-/// Trains one pack, prunes each client and adds what it sends to this mpi_rank's sums.
-void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack, const LocalOptions& options,
-                    std::span<const double> global, std::vector<ClientReport>& reports,
-                    std::vector<TracedClient>& traced) {
-    const AdapterLayout& layout = context.engine.layout();
-    const std::int64_t rank_max = context.init.rank_max;
-    std::vector<std::vector<double>> received;
-    std::vector<ClientTask> tasks;
-    for (const std::int64_t member : pack.members) {
-        const PlannedClient& planned = plan.cohort[static_cast<std::size_t>(member)];
-        auto& factors = received.emplace_back(static_cast<std::size_t>(layout.parameters(planned.lora_rank)));
-        resize_adapter<double>(layout, global, rank_max, factors, planned.lora_rank);
-        tasks.push_back({.client = planned.client,
-                         .lora_rank = planned.lora_rank,
-                         .tail_start = context.strategy.prunes() ? tail_start(planned.lora_rank, context.strategy)
-                                                                 : planned.lora_rank,
-                         .n_steps = planned.n_steps,
-                         .scale = lora_scale(context.settings.lora, planned.lora_rank),
-                         .received = factors});
-    }
-    std::vector<ClientOutcome> outcomes = train_pack(context.engine, context.corpus, tasks, options);
-    for (std::size_t i = 0; i < outcomes.size(); ++i) {
-        const std::int64_t member = pack.members[i];
-        const PlannedClient& planned = plan.cohort[static_cast<std::size_t>(member)];
-        ClientReport report = make_report(outcomes[i], planned, member, context.transport.mpi_rank());
-        report.learning_rate = options.learning_rate;
-        report.n_samples = static_cast<double>(context.population.at(planned.client).n_windows);
-        std::vector<double> sent = std::move(outcomes[i].trained);
-        if (!report.dropped) upload_client(context, received[i], sent, report);
-        if (context.settings.output.trace) {
-            traced.push_back({.cohort_index = member, .sent = std::move(sent), .steps = std::move(outcomes[i].steps)});
-        }
-        reports.push_back(std::move(report));
-    }
+    });
+    return work;
 }
 
 /// Non-finite clients: too many of them, or any where the policy says so, end the run on every mpi_rank.
@@ -154,6 +55,94 @@ void check_dropped(const RoundContext& context, std::int64_t round, std::span<co
     });
 }
 
+/// What root has of the cohort's uploads: their sums, or each on its own, or both.
+struct Inbox {
+    std::vector<double> sums;
+    std::vector<GatheredUpload> uploads;
+};
+
+Inbox collect(const RoundContext& context, const RoundPlan& plan, std::span<const GatheredUpload> mine) {
+    Inbox inbox;
+    if (context.strategy.merge == Merge::factors) inbox.sums = reduce_uploads(context.transport, context.accumulator);
+    if (context.strategy.gathers_uploads()) inbox.uploads = gather_uploads(context.transport, plan, mine);
+    return inbox;
+}
+
+/// Root's step of the round: fills outcome.merge and state.global. @return what goes into the base
+LowRankDelta merge_on_root(const RoundContext& context, const Inbox& inbox, ServerState& state, RoundOutcome& outcome) {
+    const Strategy& strategy = context.strategy;
+    const GatheredMerge gathered{.layout = context.engine.layout(),
+                                 .strategy = strategy,
+                                 .reports = outcome.reports,
+                                 .uploads = inbox.uploads,
+                                 .previous = state.global,
+                                 .init = context.init,
+                                 .lora = context.settings.lora};
+    LowRankDelta base_change;
+    switch (strategy.merge) {
+        case Merge::factors:
+            outcome.merge = merge_uploads({.layout = context.engine.layout(),
+                                           .strategy = strategy,
+                                           .round = outcome.plan.round,
+                                           .reports = outcome.reports,
+                                           .sent = sent_factors(strategy, outcome.plan.round),
+                                           .largest_lora_rank = largest_lora_rank(outcome.plan),
+                                           .sums = inbox.sums,
+                                           .previous = state.global,
+                                           .init = context.init});
+            if (strategy.base_update == BaseUpdate::residual) {
+                base_change = residual_of(gathered, outcome.merge.global);
+            }
+            break;
+        case Merge::product:
+            outcome.merge = merge_products(gathered);
+            break;
+        case Merge::stack:
+            outcome.merge = keep_adapter(gathered);
+            base_change = stack_of(gathered);
+            break;
+    }
+    if (outcome.merge.changed) {
+        apply_server_optimizer(strategy,
+                               {.layout = context.engine.layout(),
+                                .rank_max = context.init.rank_max,
+                                .sent = sent_factors(strategy, outcome.plan.round),
+                                .round_to_fp32 = context.init.round_to_fp32},
+                               state, outcome.merge.global);
+    }
+    state.global = outcome.merge.global;
+    return base_change;
+}
+
+/// Every mpi_rank's frozen matrices take over root's change.
+void change_base(const RoundContext& context, LowRankDelta& change, RoundOutcome& outcome) {
+    broadcast_base_change(context.transport, change, context.engine.layout());
+    agree(context.transport, "changing the base", [&] {
+        for (std::size_t m = 0; m < change.matrices.size(); ++m) {
+            const LowRankMatrix& matrix = change.matrices[m];
+            if (matrix.lora_rank > 0) context.engine.add_to_base(m, matrix.a, matrix.bt);
+        }
+    });
+    outcome.base_delta_bytes = change.bytes(context.settings.model.precision == Precision::fp64 ? 8 : 4);
+}
+
+/// Clients that keep a factor of their own have stored it in this round.
+void note_private_factors(const RoundContext& context, const RoundPlan& plan, std::span<const ClientReport> reports) {
+    std::vector<std::int64_t> stored(plan.cohort.size());
+    for (std::size_t i = 0; i < reports.size(); ++i) stored[i] = reports[i].dropped ? 0 : 1;
+    context.transport.broadcast_values(stored);
+    for (std::size_t i = 0; i < stored.size(); ++i) {
+        if (stored[i] != 0) context.population.set_private_round(plan.cohort[i].client, plan.round);
+    }
+}
+
+/// The time that the slowest mpi_rank spent on its clients.
+double slowest_training_s(std::span<const ClientReport> reports, int mpi_size) {
+    std::vector<double> train_s(static_cast<std::size_t>(mpi_size), 0.0);
+    for (const auto& report : reports) train_s[static_cast<std::size_t>(report.mpi_rank)] += report.t_train_s;
+    return std::ranges::max(train_s);
+}
+
 }  // namespace
 
 double lora_scale(const LoraSettings& settings, std::int64_t lora_rank) {
@@ -168,54 +157,38 @@ double lora_scale(const LoraSettings& settings, std::int64_t lora_rank) {
     return settings.scale;
 }
 
-RoundOutcome run_round(const RoundContext& context, std::int64_t round, std::vector<double>& global) {
+RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerState& state) {
     Transport& transport = context.transport;
+    const Strategy& strategy = context.strategy;
     RoundOutcome outcome;
-    outcome.plan = make_round_plan(round, context.population, context.plan);
+    PlanOptions plan_options = context.plan;
+    plan_options.lora_rank_cap = lora_rank_cap(strategy, round, context.settings.experiment.rounds);
+    outcome.plan = make_round_plan(round, context.population, plan_options);
+    outcome.learning_rate = local_options(context, round).learning_rate;
     Stopwatch watch;
-    broadcast_adapter(transport, global, context.settings.model.precision);
+    broadcast_adapter(transport, state.global, context.settings.model.precision);
     outcome.t_comm_s += watch.lap();
 
-    const LocalOptions options = local_options(context, round);
-    outcome.learning_rate = options.learning_rate;
-    std::vector<ClientReport> mine;
-    std::vector<TracedClient> traced;
-    context.accumulator.clear();
-    skip_wait_for_look();
-    agree(transport, fmt::format("training round {}", round), [&] {
-        throw_if_stop_requested();  // an MPI rank without packs, too
-        const auto assignment = assign_packs(outcome.plan, transport.mpi_size());
-        for (const std::int64_t pack : packs_of(assignment, transport.mpi_rank())) {
-            train_one_pack(context, outcome.plan, outcome.plan.packs[static_cast<std::size_t>(pack)], options, global,
-                           mine, traced);
-        }
-        outcome.t_train_s = watch.lap();
-    });
+    ClientWork work = train_packs(context, outcome.plan, state.global);
+    watch.lap();
 
-    outcome.reports = gather_reports(transport, outcome.plan, mine);
+    outcome.reports = gather_reports(transport, outcome.plan, work.reports);
     check_dropped(context, round, outcome.reports);
-    const std::vector<double> sums = reduce_uploads(transport, context.accumulator);
-    if (context.settings.output.trace) outcome.traced = gather_trace(transport, traced);
+    const Inbox inbox = collect(context, outcome.plan, work.uploads);
+    if (context.drift != nullptr) outcome.client_cosines = reduce_drift(transport, *context.drift);
+    if (context.settings.output.trace) outcome.traced = gather_trace(transport, work.traced);
     outcome.t_comm_s += watch.lap();
 
+    LowRankDelta base_change;
     agree(transport, fmt::format("merging round {}", round), [&] {
         if (!transport.is_root()) return;
-        outcome.merge = merge_uploads({.layout = context.engine.layout(),
-                                       .strategy = context.strategy,
-                                       .round = round,
-                                       .reports = outcome.reports,
-                                       .sums = sums,
-                                       .previous = global,
-                                       .init = context.init});
-        std::vector<double> train_s(static_cast<std::size_t>(transport.mpi_size()), 0.0);
-        for (const auto& report : outcome.reports)
-            train_s[static_cast<std::size_t>(report.mpi_rank)] += report.t_train_s;
-        outcome.t_train_s = 0.0;
-        for (const double seconds : train_s) outcome.t_train_s = std::max(outcome.t_train_s, seconds);
-        global = outcome.merge.global;
+        base_change = merge_on_root(context, inbox, state, outcome);
+        outcome.t_train_s = slowest_training_s(outcome.reports, transport.mpi_size());
     });
+    if (strategy.updates_base()) change_base(context, base_change, outcome);
     outcome.t_aggregate_s = watch.lap();
     broadcast_lora_ranks(transport, outcome.plan, outcome.reports, context.population);
+    if (strategy.is_personal()) note_private_factors(context, outcome.plan, outcome.reports);
     outcome.t_comm_s += watch.lap();
     return outcome;
 }

@@ -49,6 +49,8 @@ double product_norm_squared(std::span<const double> gram_a, std::span<const doub
 
 double sum_of_squares(std::span<const double> values) { return dot(values.data(), values.data(), values.size()); }
 
+double dot_product(std::span<const double> x, std::span<const double> y) { return dot(x.data(), y.data(), x.size()); }
+
 std::vector<double> gram(std::span<const double> rows, std::int64_t n_rows) {
     const auto n = static_cast<std::size_t>(n_rows);
     const std::size_t width = n == 0 ? 0 : rows.size() / n;

@@ -35,6 +35,7 @@ Engine::Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOp
             static_cast<int>(m);
         first_adapted_ = std::min(first_adapted_, static_cast<std::size_t>(matrix.layer));
     }
+    if (options.base_changes) keep_changeable();
     // One matrix at a time, so that packing never holds two copies of the whole model.
     const auto freeze = [&](at::Tensor& dense) {
         FrozenLinear linear(dense, options.gemm);
@@ -46,6 +47,11 @@ Engine::Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOp
                            .o = freeze(layer.o_DX),
                            .gate_up = freeze(layer.gate_up_ID),
                            .down = freeze(layer.down_DI)});
+    }
+    for (std::size_t l = 0, next = 0; l < frozen_.size() && options.base_changes; ++l) {
+        for (FrozenLinear* linear : {&frozen_[l].qkv, &frozen_[l].o, &frozen_[l].gate_up, &frozen_[l].down}) {
+            changeable_[next++].frozen = linear;
+        }
     }
     head_ = FrozenLinear(weights_.head_VD, options.gemm);
     if (options.gemm != GemmPath::mkl && !weights_.config.tied_head) weights_.head_VD = at::Tensor();

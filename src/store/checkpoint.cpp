@@ -112,6 +112,7 @@ void write_checkpoint(const fs::path& checkpoints, const Checkpoint& checkpoint,
         std::vector<TensorData> tensors;
         add_tensors(tensors, checkpoint.numbers, "F64");
         add_tensors(tensors, checkpoint.integers, "I64");
+        add_tensors(tensors, checkpoint.floats, "F32");
         write_safetensors(temporary / state_name, tensors);
         Json manifest;
         manifest["schema_name"] = checkpoint_schema_name;
@@ -166,6 +167,7 @@ Checkpoint read_checkpoint(const fs::path& folder) {
         const SafetensorsFile state(folder / state_name);
         for (const auto& [name, info] : state.tensors()) {
             if (info.dtype == "F64") checkpoint.numbers[name] = values_of<double>(state, name);
+            if (info.dtype == "F32") checkpoint.floats[name] = values_of<float>(state, name);
             if (info.dtype == "I64") checkpoint.integers[name] = values_of<std::int64_t>(state, name);
         }
         return checkpoint;

@@ -259,6 +259,8 @@ File File::create(const std::filesystem::path& path) {
     check(H5Pset_link_creation_order(plist.id(), order), Doing::writing, "create the file", path.string());
     check(H5Pset_attr_creation_order(plist.id(), order), Doing::writing, "create the file", path.string());
     keep_attributes_compact(plist.id(), path.string());
+    // Index nodes of 16 chunks instead of 64: a run's log has many small columns, each with a node of its own.
+    check(H5Pset_istore_k(plist.id(), 8), Doing::writing, "create the file", path.string());
     const hid_t file = H5Fcreate(path.c_str(), H5F_ACC_EXCL, plist.id(), access.id());
     return {Handle(check(file, Doing::writing, "create the file", path.string()), close_file), path};
 }

@@ -1,6 +1,7 @@
 // progress.jsonl: see hetlora/store/progress.hpp. The columns come from the same table as those of run.h5.
 #include "hetlora/store/progress.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -66,6 +67,12 @@ std::string progress_line(const RoundRecord& record, std::span<const ExtraMetric
     Json& energy = line["slots"]["energy"] = Json::array();
     for (const double value : record.slots.energy) energy.push_back(number(value));
     line["slots"]["n_contributors"] = record.slots.n_contributors;
+    for (const LayerRow& row : record.layers) {
+        Json& layer = line["layers"].emplace_back(Json{{"name", row.name}});
+        put_row<LayerRow>(layer, layer_columns(), row, "");
+        Json& values = layer["singular_value"] = Json::array();
+        for (const double value : row.singular_value) values.push_back(number(value));
+    }
     return line.dump();
 }
 
@@ -84,6 +91,14 @@ RoundRecord parse_progress_line(std::string_view line, std::span<const ExtraMetr
         }
         for (const Json& value : in.at("slots").at("energy")) record.slots.energy.push_back(number(value));
         record.slots.n_contributors = in.at("slots").at("n_contributors").get<std::vector<std::int64_t>>();
+        if (!in.contains("layers")) return record;
+        for (const Json& layer : in.at("layers")) {
+            record.layers.push_back(take_row<LayerRow>(layer, layer_columns(), ""));
+            record.layers.back().name = layer.at("name").get<std::string>();
+            for (const Json& value : layer.at("singular_value")) {
+                record.layers.back().singular_value.push_back(number(value));
+            }
+        }
         return record;
     } catch (const nlohmann::json::exception& error) {
         throw input_error(
@@ -91,6 +106,19 @@ RoundRecord parse_progress_line(std::string_view line, std::span<const ExtraMetr
             "repair from the rounds before",
             error.what(), where);
     }
+}
+
+std::vector<ExtraMetric> progress_extra_metrics(std::string_view line) {
+    std::vector<ExtraMetric> metrics;
+    const Json in = Json::parse(line, nullptr, false);
+    if (!in.is_object()) return metrics;
+    for (const auto& [key, value] : in.items()) {
+        const auto is_it = [&key](const Column<RoundRow>& column) { return column.name == key; };
+        if (key.starts_with("eval_") && std::ranges::none_of(round_columns(), is_it)) {
+            metrics.push_back({.name = key.substr(std::string_view("eval_").size())});
+        }
+    }
+    return metrics;
 }
 
 std::vector<RoundRecord> read_progress(const std::filesystem::path& path, std::span<const ExtraMetric> extra_metrics) {

@@ -16,14 +16,20 @@ struct RunLog::Impl {
     RunLogLayout data;
     std::int64_t committed_rounds = 0;
     std::int64_t committed_events = 0;
+    std::int64_t committed_layer_rows = 0;
 
     void cut(std::int64_t keep_rounds);
     void check(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots) const;
+    void check_layers(std::int64_t round, std::span<const LayerRow> layers) const;
+    void put_layers(std::int64_t round, std::span<const LayerRow> layers);
 };
 
 void RunLog::Impl::cut(std::int64_t keep_rounds) {
     const std::vector<std::int64_t> event_rounds = file.open_dataset("participation/round").read_all<std::int64_t>();
     const std::int64_t keep_events = events_before(event_rounds, keep_rounds);
+    if (data.layers_round) {
+        committed_layer_rows = layer_rows_before(data.layers_round.read_all<std::int64_t>(), keep_rounds);
+    }
     // Lowered before the rows go, raised after they came: a reader never counts on rows that are not there.
     file.write_attribute("committed_rounds", keep_rounds);
     file.flush();
@@ -33,6 +39,11 @@ void RunLog::Impl::cut(std::int64_t keep_rounds) {
         column->resize_rows(keep_rounds);
     data.events.resize_rows(keep_events);
     for (hdf5::Dataset& column : data.participation) column.resize_rows(keep_events);
+    if (data.layers_round) {
+        data.layers_round.resize_rows(committed_layer_rows);
+        for (hdf5::Dataset& column : data.layers) column.resize_rows(committed_layer_rows);
+        data.singular_values.resize_rows(committed_layer_rows);
+    }
     file.flush();
     committed_rounds = keep_rounds;
     committed_events = keep_events;
@@ -64,6 +75,33 @@ void RunLog::Impl::check(const RoundRow& row, std::span<const ParticipationRow> 
     }
 }
 
+void RunLog::Impl::check_layers(std::int64_t round, std::span<const LayerRow> layers) const {
+    if (layers.empty()) return;
+    bool fits = layers.size() == data.layer_names.size();
+    for (std::size_t i = 0; fits && i < layers.size(); ++i) {
+        fits = layers[i].name == data.layer_names[i] && std::ssize(layers[i].singular_value) == data.rank_max;
+    }
+    if (!fits) {
+        throw bug_error("{} layers that are not the log's {} - {}, round {} - this is a mistake in hetlora",
+                        layers.size(), data.layer_names.size(), file.where(), round);
+    }
+}
+
+void RunLog::Impl::put_layers(std::int64_t round, std::span<const LayerRow> layers) {
+    if (layers.empty()) return;
+    const std::int64_t at = committed_layer_rows;
+    std::vector<double> values;
+    for (const LayerRow& row : layers)
+        values.insert(values.end(), row.singular_value.begin(), row.singular_value.end());
+    put_rows<double>(data.singular_values, at, values);
+    for (std::size_t i = 0; i < data.layers.size(); ++i) {
+        values.clear();
+        for (const LayerRow& row : layers) values.push_back(layer_columns()[i].number(row));
+        put_rows<double>(data.layers[i], at, values);
+    }
+    put_rows<std::int64_t>(data.layers_round, at, {&round, 1});
+}
+
 RunLog::RunLog(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 RunLog::RunLog(RunLog&&) noexcept = default;
 RunLog& RunLog::operator=(RunLog&&) noexcept = default;
@@ -85,7 +123,8 @@ RunLog RunLog::create(const std::filesystem::path& path, const RunLogHeader& hea
     return RunLog(std::move(impl));
 }
 
-RunLog RunLog::reopen(const std::filesystem::path& path, std::int64_t keep_rounds) {
+RunLog RunLog::reopen(const std::filesystem::path& path, std::int64_t keep_rounds,
+                      std::span<const std::string> layers) {
     auto impl = std::make_unique<Impl>();
     impl->file = hdf5::File::open_write(path);
     impl->data = RunLogLayout::open(impl->file);
@@ -96,13 +135,20 @@ RunLog RunLog::reopen(const std::filesystem::path& path, std::int64_t keep_round
             "the log anew with `hetlora repair`",
             committed, keep_rounds, path.string());
     }
+    if (!layers.empty() && !impl->data.layers_round) impl->data.create_layers(impl->file, layers);
+    if (!layers.empty() && !std::ranges::equal(layers, impl->data.layer_names)) {
+        throw input_error("the log's /layers are of other matrices than the run's - {} - resume with log.spectra=0",
+                          path.string());
+    }
     impl->cut(keep_rounds);
     return RunLog(std::move(impl));
 }
 
-void RunLog::append_round(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots) {
+void RunLog::append_round(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots,
+                          std::span<const LayerRow> layers) {
     Impl& log = *impl_;
     log.check(row, participation, slots);
+    log.check_layers(row.round, layers);
     const std::int64_t at = log.committed_rounds;
     put_table<RoundRow>(log.data.rounds, round_columns(), at, {&row, 1});
     for (std::size_t i = 0; i < log.data.extra_metrics.size(); ++i) {
@@ -115,11 +161,13 @@ void RunLog::append_round(const RoundRow& row, std::span<const ParticipationRow>
     put_rows<std::int64_t>(log.data.events, log.committed_events,
                            count_from(log.committed_events, participation.size()));
     put_table<ParticipationRow>(log.data.participation, participation_columns(), log.committed_events, participation);
+    log.put_layers(row.round, layers);
     log.file.flush();
     log.file.write_attribute("committed_rounds", at + 1);
     log.file.flush();
     log.committed_rounds = at + 1;
     log.committed_events += static_cast<std::int64_t>(participation.size());
+    if (!layers.empty()) ++log.committed_layer_rows;
 }
 
 void RunLog::set_client_final(std::span<const double> eval_loss_base, std::span<const double> eval_loss_final) {

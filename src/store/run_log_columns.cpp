@@ -73,6 +73,18 @@ constexpr auto clients_table = std::to_array<Column<ClientRow>>({
      &ClientRow::eval_loss_final},
 });
 
+constexpr auto layers_table = std::to_array<Column<LayerRow>>({
+    {"update_norm", "1", "Frobenius norm of the change of W = scale B A against the round before", f64,
+     &LayerRow::update_norm},
+    {"product_norm", "1", "Frobenius norm of W", f64, &LayerRow::product_norm},
+    {"effective_rank", "1", "participation ratio of the singular values of W; NaN where W = 0", f64,
+     &LayerRow::effective_rank},
+    {"leading_energy", "1", "share of the rank_min largest singular values of W in the sum of squares; NaN where W = 0",
+     f64, &LayerRow::leading_energy},
+    {"client_cosine", "1", "mean pairwise cosine of the clients' updates of A and B; NaN for fewer than two", f64,
+     &LayerRow::client_cosine},
+});
+
 constexpr auto special_table = std::to_array<SpecialColumn>({
     {"slots", "round", "1", "communication round; 0 is the state before training", "int64"},
     {"slots", "slot", "1", "slot of the global adapter: row of A, column of B", "int32"},
@@ -81,6 +93,11 @@ constexpr auto special_table = std::to_array<SpecialColumn>({
     {"participation", "event", "1", "running number of the participation", "int64"},
     {"clients", "client", "1", "client index", "int32"},
     {"clients", "name", "1", "name of the client in the prepared data", "string"},
+    {"layers", "round", "1", "communication round that was looked at", "int64"},
+    {"layers", "layer", "1", "adapted matrix", "int32"},
+    {"layers", "index", "1", "place in the order of size, from 0", "int32"},
+    {"layers", "name", "1", "name of the matrix in the model", "string"},
+    {"layers", "singular_value", "1", "singular values of W, largest first", "float64"},
 });
 
 }  // namespace
@@ -102,6 +119,7 @@ std::string_view column_type_name(ColumnType type) noexcept {
 std::span<const Column<RoundRow>> round_columns() noexcept { return rounds_table; }
 std::span<const Column<ParticipationRow>> participation_columns() noexcept { return participation_table; }
 std::span<const Column<ClientRow>> client_columns() noexcept { return clients_table; }
+std::span<const Column<LayerRow>> layer_columns() noexcept { return layers_table; }
 std::span<const SpecialColumn> special_columns() noexcept { return special_table; }
 
 const SpecialColumn& special_column(std::string_view group, std::string_view name) {

@@ -14,8 +14,13 @@ using hdf5::Dataset;
 using hdf5::ElementType;
 using hdf5::Group;
 
-constexpr std::int64_t round_chunk = 256;   // 2 KiB per column: small runs stay small
-constexpr std::int64_t event_chunk = 1024;  // 8 KiB
+constexpr std::int64_t round_chunk = 32;   // 256 bytes per column: small runs stay small
+constexpr std::int64_t event_chunk = 128;  // 1 KiB
+
+/// Rows of so many fp64 values that make a chunk of about 16 KiB, or one row.
+std::int64_t chunk_for(std::int64_t row_values) {
+    return std::clamp<std::int64_t>(2048 / std::max<std::int64_t>(row_values, 1), 1, 64);
+}
 
 ElementType stored_type(ColumnType type) {
     switch (type) {
@@ -82,6 +87,7 @@ RunLogLayout RunLogLayout::create(hdf5::File& file, const RunLogHeader& header) 
     layout.create_slots(file);
     layout.create_participation(file);
     create_clients(file, header);
+    if (!header.layers.empty()) layout.create_layers(file, header.layers);
     file.create_group("provenance").write_attribute("NX_class", "NXcollection");
     write_provenance(file, header.provenance);
     file.write_attribute("schema_name", run_log_schema_name);
@@ -90,7 +96,7 @@ RunLogLayout RunLogLayout::create(hdf5::File& file, const RunLogHeader& header) 
     file.write_attribute("creator", "hetlora");
     file.write_attribute("creator_version", header.creator_version);
     file.write_attribute("hdf5_version", hdf5::library_version());
-    file.write_attribute("created_utc", utc_now());
+    file.write_attribute("created_utc", header.created_utc.empty() ? utc_now() : header.created_utc);
     file.write_attribute("NX_class", "NXroot");
     file.write_attribute("default", "rounds");
     file.write_attribute("rank_max", header.rank_max);
@@ -185,9 +191,51 @@ RunLogLayout RunLogLayout::open(const hdf5::File& file) {
     layout.slots_contributors = file.open_dataset("slots/n_contributors");
     layout.events = file.open_dataset("participation/event");
     layout.participation = open_table(file.open_group("participation"), participation_columns());
+    if (file.has("layers")) {
+        const Group layers = file.open_group("layers");
+        layout.layers_round = layers.open_dataset("round");
+        layout.layers = open_table(layers, layer_columns());
+        layout.singular_values = layers.open_dataset("singular_value");
+        layout.layer_names = layers.open_dataset("name").read_strings();
+    }
     layout.rank_max = file.read_int("rank_max");
     layout.n_clients = file.open_dataset("clients/client").rows();
     return layout;
+}
+
+void RunLogLayout::create_layers(hdf5::File& file, std::span<const std::string> names) {
+    Group group = file.create_group("layers");
+    group.write_attribute("NX_class", "NXdata");
+    group.write_attribute("signal", "update_norm");
+    group.write_attribute("axes", std::vector<std::string>{"round", "layer"});
+    const auto many = static_cast<std::int64_t>(names.size());
+    layer_names.assign(names.begin(), names.end());
+    layers_round = make_special(group, "layers", "round", ElementType::i64,
+                                {.extent = {0}, .unlimited = true, .chunk_rows = round_chunk});
+    layers_round.make_scale("round");
+    Dataset layer = make_special(group, "layers", "layer", ElementType::i32, {.extent = {many}});
+    layer.write<std::int64_t>(0, count_from(0, names.size()));
+    layer.make_scale("layer");
+    Dataset index = make_special(group, "layers", "index", ElementType::i32, {.extent = {rank_max}});
+    index.write<std::int64_t>(0, count_from(0, static_cast<std::size_t>(rank_max)));
+    index.make_scale("index");
+    Dataset name = group.create_strings("name", names);
+    describe(name, special_column("layers", "name").units, special_column("layers", "name").long_name);
+    name.attach_scale(0, layer);
+    for (const Column<LayerRow>& column : layer_columns()) {
+        Dataset data = group.create_dataset(std::string(column.name), ElementType::f64,
+                                            {.extent = {0, many}, .unlimited = true, .chunk_rows = chunk_for(many)});
+        describe(data, column.units, column.long_name);
+        data.attach_scale(0, layers_round);
+        data.attach_scale(1, layer);
+        layers.push_back(std::move(data));
+    }
+    singular_values =
+        make_special(group, "layers", "singular_value", ElementType::f64,
+                     {.extent = {0, many, rank_max}, .unlimited = true, .chunk_rows = chunk_for(many * rank_max)});
+    singular_values.attach_scale(0, layers_round);
+    singular_values.attach_scale(1, layer);
+    singular_values.attach_scale(2, index);
 }
 
 void write_provenance(hdf5::File& file, const Provenance& provenance) {
@@ -223,6 +271,15 @@ std::int64_t events_before(std::span<const std::int64_t> event_rounds, std::int6
     std::size_t many = 0;
     while (many < event_rounds.size() && event_rounds[many] >= previous && event_rounds[many] < rounds) {
         previous = event_rounds[many++];
+    }
+    return static_cast<std::int64_t>(many);
+}
+
+std::int64_t layer_rows_before(std::span<const std::int64_t> layer_rounds, std::int64_t rounds) {
+    std::int64_t previous = 0;
+    std::size_t many = 0;
+    while (many < layer_rounds.size() && layer_rounds[many] > previous && layer_rounds[many] < rounds) {
+        previous = layer_rounds[many++];
     }
     return static_cast<std::int64_t>(many);
 }

@@ -22,6 +22,10 @@ struct RunLogLayout {
     hdf5::Dataset slots_contributors;  ///< [round, slot]
     hdf5::Dataset events;
     std::vector<hdf5::Dataset> participation;
+    hdf5::Dataset layers_round;         ///< empty without /layers
+    std::vector<hdf5::Dataset> layers;  ///< [round, layer] each
+    hdf5::Dataset singular_values;      ///< [round, layer, index]
+    std::vector<std::string> layer_names;
     std::int64_t rank_max = 0;
     std::int64_t n_clients = 0;
 
@@ -29,6 +33,8 @@ struct RunLogLayout {
     [[nodiscard]] static RunLogLayout create(hdf5::File& file, const RunLogHeader& header);
     /// Opens everything. @throws Error (input) naming what is missing.
     [[nodiscard]] static RunLogLayout open(const hdf5::File& file);
+    /// Adds /layers. @pre there is none
+    void create_layers(hdf5::File& file, std::span<const std::string> names);
 
 private:
     void create_rounds(hdf5::File& file, const RunLogHeader& header);
@@ -49,6 +55,9 @@ void check_run_log_schema(const hdf5::File& file);
 /// Number of leading events that belong to rounds 1 .. rounds-1. Events are in order of rounds; rows left by an
 /// unfinished append may hold the next round or still be 0, and end the count.
 [[nodiscard]] std::int64_t events_before(std::span<const std::int64_t> event_rounds, std::int64_t rounds);
+
+/// Number of leading rows of /layers that belong to rounds 1 .. rounds-1, judged as events_before() does.
+[[nodiscard]] std::int64_t layer_rows_before(std::span<const std::int64_t> layer_rounds, std::int64_t rounds);
 
 /// first, first + 1, ...: `many` numbers.
 [[nodiscard]] std::vector<std::int64_t> count_from(std::int64_t first, std::size_t many);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -74,10 +76,15 @@ std::optional<std::string> first_difference(const ColumnData& a, const ColumnDat
         return fmt::format("{} and {} rows", a.shape.empty() ? 0 : a.shape[0], b.shape.empty() ? 0 : b.shape[0]);
     }
     const std::size_t per_row =
-        a.shape.size() > 1 ? std::max<std::size_t>(static_cast<std::size_t>(a.shape[1]), 1) : std::size_t{1};
-    const auto line = [per_row](std::size_t i, const auto& x, const auto& y) {
+        a.shape.empty()
+            ? std::size_t{1}
+            : std::max<std::size_t>(static_cast<std::size_t>(std::accumulate(a.shape.begin() + 1, a.shape.end(),
+                                                                             std::int64_t{1}, std::multiplies<>())),
+                                    1);
+    const char* place = a.shape.size() == 2 ? "column" : "place";
+    const auto line = [&](std::size_t i, const auto& x, const auto& y) {
         return fmt::format("row {}{}: {} and {}", i / per_row,
-                           per_row > 1 ? fmt::format(", slot {}", i % per_row) : std::string(), x, y);
+                           per_row > 1 ? fmt::format(", {} {}", place, i % per_row) : std::string(), x, y);
     };
     for (std::size_t i = 0; i < a.numbers.size(); ++i) {
         if (std::bit_cast<std::uint64_t>(a.numbers[i]) != std::bit_cast<std::uint64_t>(b.numbers[i])) {
@@ -99,10 +106,13 @@ struct RunLogReader::Impl {
     hdf5::File file;
     std::int64_t committed_rounds = 0;
     std::int64_t events = 0;
+    std::int64_t layer_rows = 0;
 
+    void count_rows();
     /// Rows of a column that are committed; -1 = all (it does not grow).
     [[nodiscard]] std::int64_t committed_rows(const std::string& group, const std::string& name) const {
         if (group == "rounds" || (group == "slots" && name != "slot")) return committed_rounds;
+        if (group == "layers" && name != "layer" && name != "index" && name != "name") return layer_rows;
         return group == "participation" ? events : -1;
     }
 };
@@ -112,13 +122,28 @@ RunLogReader::RunLogReader(RunLogReader&&) noexcept = default;
 RunLogReader& RunLogReader::operator=(RunLogReader&&) noexcept = default;
 RunLogReader::~RunLogReader() = default;
 
+void RunLogReader::Impl::count_rows() {
+    committed_rounds = file.read_int("committed_rounds");
+    events = events_before(file.open_dataset("participation/round").read_all<std::int64_t>(), committed_rounds);
+    if (!file.has("layers")) return;
+    layer_rows = layer_rows_before(file.open_dataset("layers/round").read_all<std::int64_t>(), committed_rounds);
+}
+
 RunLogReader RunLogReader::open(const std::filesystem::path& path) {
     auto impl = std::make_unique<Impl>();
     impl->file = hdf5::File::open_read(path);
     check_run_log_schema(impl->file);
-    impl->committed_rounds = impl->file.read_int("committed_rounds");
-    const auto event_rounds = impl->file.open_dataset("participation/round").read_all<std::int64_t>();
-    impl->events = events_before(event_rounds, impl->committed_rounds);
+    impl->count_rows();
+    return RunLogReader(std::move(impl));
+}
+
+RunLogReader RunLogReader::open_damaged(const std::filesystem::path& path) {
+    auto impl = std::make_unique<Impl>();
+    impl->file = hdf5::File::open_read(path);
+    try {
+        impl->count_rows();
+    } catch (const Error&) {  // what was counted before stays
+    }
     return RunLogReader(std::move(impl));
 }
 
@@ -201,6 +226,36 @@ std::vector<SlotRow> RunLogReader::slots() const {
                                       contributors.integers.begin() + from + slots);
     }
     return rows;
+}
+
+std::vector<std::string> RunLogReader::layer_names() const {
+    return impl_->file.has("layers") ? impl_->file.open_dataset("layers/name").read_strings()
+                                     : std::vector<std::string>();
+}
+
+std::vector<LayerRound> RunLogReader::layers() const {
+    std::vector<LayerRound> found;
+    const std::vector<std::string> names = layer_names();
+    if (names.empty()) return found;
+    for (const std::int64_t round : column("layers", "round").integers) {
+        found.push_back({.round = round, .layers = std::vector<LayerRow>(names.size())});
+    }
+    const std::size_t many = names.size();
+    for (const Column<LayerRow>& about : layer_columns()) {
+        const std::vector<double> values = column("layers", std::string(about.name)).numbers;
+        for (std::size_t i = 0; i < values.size(); ++i) {
+            about.set_number(found.at(i / many).layers.at(i % many), values[i]);
+        }
+    }
+    const std::vector<double> singular = column("layers", "singular_value").numbers;
+    const auto length = static_cast<std::size_t>(rank_max());
+    for (std::size_t i = 0; i < found.size() * many; ++i) {
+        LayerRow& row = found[i / many].layers[i % many];
+        row.name = names[i % many];
+        const std::span<const double> own = std::span(singular).subspan(i * length, length);
+        row.singular_value.assign(own.begin(), own.end());
+    }
+    return found;
 }
 
 std::vector<ClientRow> RunLogReader::clients() const {

@@ -31,10 +31,13 @@ enum Field : std::size_t {
     event_loss_first,
     event_loss_last,
     event_learning_rate,
+    event_lora_rank,
     received_offset,
     sent_offset,
+    slots_offset,
     received,
     sent,
+    slots,
     step_event,
     step_step,
     step_loss,
@@ -62,18 +65,22 @@ using enum ElementType;
 constexpr std::array<FieldInfo, n_fields> fields{{
     {"events", "round", i32, 1024, false, "1", "round of the participation"},
     {"events", "client", i32, 1024, false, "1", "client, an index into /clients of the data and of run.h5"},
-    {"events", "lora_rank_before", i32, 1024, false, "1", "LoRA rank received"},
-    {"events", "lora_rank_after", i32, 1024, false, "1", "LoRA rank sent, after pruning"},
+    {"events", "lora_rank_before", i32, 1024, false, "1", "slots of the adapter received"},
+    {"events", "lora_rank_after", i32, 1024, false, "1", "slots of the adapter sent, after pruning"},
     {"events", "n_steps", i32, 1024, false, "1", "local steps"},
     {"events", "dropped", i32, 1024, false, "1", "1 if the update was left out"},
     {"events", "weight", f64, 1024, false, "1", "aggregation weight, normalised over the cohort"},
     {"events", "loss_first", f64, 1024, false, "nat", "mean loss of the first local step"},
     {"events", "loss_last", f64, 1024, false, "nat", "mean loss of the last local step"},
     {"events", "learning_rate", f64, 1024, false, "1", "learning rate of the round"},
+    {"events", "lora_rank", i32, 1024, false, "1", "LoRA rank of the client in the round, before pruning"},
     {"events", "received_offset", i64, 1024, true, "1", "first value in /adapters/received"},
     {"events", "sent_offset", i64, 1024, true, "1", "first value in /adapters/sent"},
+    {"events", "slots_offset", i64, 1024, true, "1", "first value in /slots/slot"},
     {"adapters", "received", f64, 16384, false, "1", "adapters received, canonical form at lora_rank_before"},
     {"adapters", "sent", f64, 16384, false, "1", "adapters sent, canonical form at lora_rank_after"},
+    {"slots", "slot", i32, 4096, false, "1",
+     "slots of the global adapter chosen for the client; none: the leading ones"},
     {"steps", "event", i32, 4096, false, "1", "participation of the step"},
     {"steps", "step", i32, 4096, false, "1", "number of the step in its participation"},
     {"steps", "loss", f64, 4096, false, "nat", "mean negative log-likelihood over the step's loss tokens"},
@@ -86,7 +93,7 @@ constexpr std::array<FieldInfo, n_fields> fields{{
     {"globals", "values", f64, 16384, false, "1", "global adapters, canonical form at rank_max"},
 }};
 
-constexpr std::array groups{"matrices", "events", "adapters", "steps", "windows", "globals"};
+constexpr std::array groups{"matrices", "events", "adapters", "slots", "steps", "windows", "globals"};
 
 }  // namespace
 
@@ -169,6 +176,12 @@ void TraceWriter::Impl::open() {
             "config of the run that wrote it",
             file.read_int("rank_max"), names.size(), rank_max, layout.matrices.size(), file.where());
     }
+    if (!file.has("slots")) {
+        throw input_error(
+            "the trace was begun by an older hetlora, which did not write /slots - {} - resume with that version, or "
+            "with output.trace=false",
+            file.where());
+    }
     for (std::size_t i = 0; i < n_fields; ++i) {
         data[i] = file.open_dataset(std::string(fields[i].group) + "/" + fields[i].name);
     }
@@ -201,10 +214,11 @@ void TraceWriter::Impl::cut(std::int64_t last_round) {
     const std::int64_t windows = offset_at(step_window_offset, steps);
     data[received].resize_rows(offset_at(received_offset, events));
     data[sent].resize_rows(offset_at(sent_offset, events));
+    data[slots].resize_rows(offset_at(slots_offset, events));
     data[global_values].resize_rows(offset_at(global_offset, globals));
     for (std::size_t i = 0; i < n_fields; ++i) {
         const std::string_view group = fields[i].group;
-        if (group == "adapters" || i == global_values) continue;
+        if (group == "adapters" || group == "slots" || i == global_values) continue;
         const std::int64_t rows = group == "events"    ? events
                                   : group == "steps"   ? steps
                                   : group == "windows" ? windows
@@ -278,9 +292,12 @@ void TraceWriter::append_event(const TraceEvent& event) {
     }
     trace.append_slice(received_offset, received, event.received);
     trace.append_slice(sent_offset, sent, event.sent);
+    trace.data[slots].append<std::int64_t>(event.slots);
+    trace.append<std::int64_t>(slots_offset, trace.data[slots].rows());
     const double missing = std::numeric_limits<double>::quiet_NaN();
     trace.append<std::int64_t>(event_round, event.round);
     trace.append<std::int64_t>(event_client, event.client);
+    trace.append<std::int64_t>(event_lora_rank, event.lora_rank);
     trace.append<std::int64_t>(event_rank_before, event.lora_rank_before);
     trace.append<std::int64_t>(event_rank_after, event.lora_rank_after);
     trace.append<std::int64_t>(event_n_steps, static_cast<std::int64_t>(event.steps.size()));

@@ -1,8 +1,10 @@
 #include "hetlora/train/client_update.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/tensor/ops.hpp"
 
 namespace hetlora {
 namespace {
@@ -44,6 +46,24 @@ void add_tail_gradient(const AdapterGroup& adapters, const AdapterLayout& layout
     }
 }
 
+/// gradient += mu (theta - received)
+template <typename T>
+void add_proximal_gradient(T* gradient, const T* theta, const T* received, std::int64_t count, double mu) {
+    const T factor = static_cast<T>(mu);
+    for (std::int64_t i = 0; i < count; ++i) gradient[i] += factor * (theta[i] - received[i]);
+}
+
+/// gradient = 0 outside the ranges, whatever it was.
+template <typename T>
+void clear_frozen(T* gradient, std::int64_t count, std::span<const RowRange> trained) {
+    std::int64_t frozen_from = 0;
+    for (const RowRange& range : trained) {
+        std::fill(gradient + frozen_from, gradient + range.begin, T{0});
+        frozen_from = range.end;
+    }
+    std::fill(gradient + frozen_from, gradient + count, T{0});
+}
+
 template <typename T>
 void update_row(AdapterGroup& adapters, OptimizerState& state, std::int64_t client, const AdapterLayout& layout,
                 const ClientStep& step, const LocalOptions& options) {
@@ -53,6 +73,16 @@ void update_row(AdapterGroup& adapters, OptimizerState& state, std::int64_t clie
     if (options.tail_lambda > 0.0 && step.tail_start < step.lora_rank) {
         add_tail_gradient(adapters, layout, theta, gradient, step, options);
     }
+    if (options.prox_mu > 0.0) {
+        add_proximal_gradient(gradient, theta, state.received_CP.const_data_ptr<T>() + client * size, size,
+                              options.prox_mu);
+    }
+    const RowRange whole_row{.begin = 0, .end = size};
+    std::span<const RowRange> trained(&whole_row, 1);
+    if (!state.trained.empty() && !state.trained[static_cast<std::size_t>(client)].all) {
+        trained = state.trained[static_cast<std::size_t>(client)].ranges;
+        clear_frozen(gradient, size, trained);
+    }
     if (options.clip_norm > 0.0) {
         const double norm = std::sqrt(kernels<T>().sum_of_squares(gradient, size));
         const T factor = static_cast<T>(options.clip_norm / (norm + 1e-6));
@@ -61,14 +91,20 @@ void update_row(AdapterGroup& adapters, OptimizerState& state, std::int64_t clie
         }
     }
     if (options.optimizer == OptimizerKind::adamw) {
-        kernels<T>().adamw(theta, gradient, state.moment1_CP.data_ptr<T>() + client * size,
-                           state.moment2_CP.data_ptr<T>() + client * size, size, options.learning_rate,
-                           options.weight_decay, options.beta1, options.beta2, options.epsilon, step.step);
+        T* moment1 = state.moment1_CP.data_ptr<T>() + client * size;
+        T* moment2 = state.moment2_CP.data_ptr<T>() + client * size;
+        for (const auto& [begin, end] : trained) {
+            kernels<T>().adamw(theta + begin, gradient + begin, moment1 + begin, moment2 + begin, end - begin,
+                               options.learning_rate, options.weight_decay, options.beta1, options.beta2,
+                               options.epsilon, step.step);
+        }
         return;
     }
     const T rate = static_cast<T>(options.learning_rate);
     const T decay = static_cast<T>(options.weight_decay);
-    for (std::int64_t i = 0; i < size; ++i) theta[i] -= rate * (gradient[i] + decay * theta[i]);
+    for (const auto& [begin, end] : trained) {
+        for (std::int64_t i = begin; i < end; ++i) theta[i] -= rate * (gradient[i] + decay * theta[i]);
+    }
 }
 
 }  // namespace
@@ -88,7 +124,7 @@ void update_client(AdapterGroup& adapters, OptimizerState& state, std::int64_t c
 
 void update_clients(AdapterGroup& adapters, OptimizerState& state, const AdapterLayout& layout,
                     std::span<const ClientStep> clients, const LocalOptions& options) {
-    if (!adapters.theta_CP.is_cpu()) return update_clients_aten(adapters, state, layout, clients, options);
+    if (!ops::has_kernels(adapters.theta_CP)) return update_clients_aten(adapters, state, layout, clients, options);
     for (std::size_t c = 0; c < clients.size(); ++c) {
         update_client(adapters, state, static_cast<std::int64_t>(c), layout, clients[c], options);
     }

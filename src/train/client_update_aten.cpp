@@ -1,7 +1,9 @@
 // update_client for many clients at once from ATen's ops: what a GPU runs, and tests compare with the CPU's loops.
 //
 // Every operation works on the arenas [C, P] of a group; what belongs to one client (norms, tails) is one value of a
-// column [C, 1]. Values are selected, never multiplied by 0, so that a client's NaN stays its own.
+// column [C, 1]. Values are selected, never multiplied by 0, so that a client's NaN stays its own, and a frozen element
+// keeps its bits.
+#include <algorithm>
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
@@ -88,6 +90,35 @@ void clip(at::Tensor gradient_CP, double largest) {
     gradient_CP.mul_(factor.to(gradient_CP.scalar_type()));
 }
 
+/// [clients, P], true where an element of a client's row does not train.
+at::Tensor make_frozen(const AdapterGroup& adapters, std::span<const TrainedElements> trained) {
+    const std::int64_t clients = std::ssize(trained);
+    const std::int64_t row = adapters.row_size();
+    std::vector<std::uint8_t> frozen(static_cast<std::size_t>(clients * row), 1);
+    for (std::int64_t c = 0; c < clients; ++c) {
+        const TrainedElements& client = trained[static_cast<std::size_t>(c)];
+        const RowRange whole_row{.begin = 0, .end = row};
+        for (const auto& [begin, end] : client.all ? std::span(&whole_row, 1) : std::span(client.ranges)) {
+            std::fill(frozen.begin() + c * row + begin, frozen.begin() + c * row + end, std::uint8_t{0});
+        }
+    }
+    return on_device(frozen, at::kByte, adapters.theta_CP.device()).to(at::kBool).unflatten(0, {clients, row});
+}
+
+/// Clears the gradient where nothing trains. @return the mask [C, P] of what does not; undefined where all trains
+at::Tensor clear_frozen(const AdapterGroup& adapters, OptimizerState& state, at::Tensor gradient_CP) {
+    if (std::ranges::all_of(state.trained, &TrainedElements::all)) return {};
+    if (!state.frozen_CP.defined()) state.frozen_CP = make_frozen(adapters, state.trained);
+    at::Tensor frozen = state.frozen_CP.narrow(0, 0, gradient_CP.size(0));
+    gradient_CP.masked_fill_(frozen, 0.0);
+    return frozen;
+}
+
+/// theta = updated where it trains.
+void keep_frozen(const at::Tensor& frozen_CP, at::Tensor theta_CP, const at::Tensor& updated_CP) {
+    theta_CP.copy_(at::where(frozen_CP, theta_CP, updated_CP));
+}
+
 }  // namespace
 
 void update_clients_aten(AdapterGroup& adapters, OptimizerState& state, const AdapterLayout& layout,
@@ -103,6 +134,8 @@ void update_clients_aten(AdapterGroup& adapters, OptimizerState& state, const Ad
     at::Tensor theta = adapters.theta_CP.narrow(0, 0, C);
     const at::Tensor gradient = adapters.gradient_CP.narrow(0, 0, C);
     if (options.tail_lambda > 0.0 && any_tail) add_tail_gradients(adapters, state, layout, clients, options);
+    if (options.prox_mu > 0.0) gradient.add_(theta - state.received_CP.narrow(0, 0, C), options.prox_mu);
+    const at::Tensor frozen = clear_frozen(adapters, state, gradient);
     if (options.clip_norm > 0.0) clip(gradient, options.clip_norm);
     if (options.optimizer == OptimizerKind::adamw) {
         const auto step = static_cast<double>(clients.front().step);
@@ -113,10 +146,14 @@ void update_clients_aten(AdapterGroup& adapters, OptimizerState& state, const Ad
         moment1.mul_(options.beta1).add_(gradient, 1.0 - options.beta1);
         moment2.mul_(options.beta2).addcmul_(gradient, gradient, 1.0 - options.beta2);
         const at::Tensor divisor = moment2.sqrt().mul_(inverse_root).add_(options.epsilon);
-        theta.mul_(1.0 - options.learning_rate * options.weight_decay).addcdiv_(moment1, divisor, -step_size);
+        const double decay = 1.0 - options.learning_rate * options.weight_decay;
+        if (frozen.defined()) return keep_frozen(frozen, theta, (theta * decay).addcdiv_(moment1, divisor, -step_size));
+        theta.mul_(decay).addcdiv_(moment1, divisor, -step_size);
         return;
     }
-    theta.sub_(gradient + theta * options.weight_decay, options.learning_rate);
+    const at::Tensor change = gradient + theta * options.weight_decay;
+    if (frozen.defined()) return keep_frozen(frozen, theta, theta.sub(change, options.learning_rate));
+    theta.sub_(change, options.learning_rate);
 }
 
 }  // namespace hetlora

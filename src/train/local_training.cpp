@@ -72,12 +72,19 @@ std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const Cli
         group.adapters = std::make_unique<AdapterGroup>(engine.layout(), std::ssize(members), width,
                                                         /*with_gradient=*/true, engine.weights().options());
         std::vector<ClientFactors> received;
+        std::vector<TrainedElements> trained;
         for (const std::size_t t : members) {
             received.push_back({.canonical = tasks[t].received, .lora_rank = tasks[t].lora_rank});
             group.lora_ranks.push_back(tasks[t].lora_rank);
+            trained.push_back(trained_elements(*group.adapters, engine.layout(),
+                                               {.lora_rank = tasks[t].lora_rank,
+                                                .factors = tasks[t].trained_factors,
+                                                .slots = tasks[t].trained_slots}));
         }
         group.adapters->set_all(received);
         group.state = OptimizerState(*group.adapters, options.optimizer);
+        group.state.trained = std::move(trained);
+        if (options.prox_mu > 0.0) group.state.received_CP = group.adapters->theta_CP.clone();
         group.tasks = std::move(members);
         groups.push_back(std::move(group));
     }
@@ -141,6 +148,8 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
             record.loss = sum / static_cast<double>(record.n_loss_tokens);
             outcomes[t].finite = outcomes[t].finite && std::isfinite(record.loss);
         }
+        // gradient_CP of each group now holds the losses' gradients: the place for a further penalty's gradient, one
+        // call for all clients of a group, before the updates clear what is frozen and clip.
         for (auto& group : groups) {
             std::vector<ClientStep> steps;
             for (const std::size_t t : group.tasks) {

@@ -67,5 +67,59 @@ TEST(ResizeAdapter, wrong_sizes_are_refused) {
     EXPECT_THROW(resize_adapter<double>(layout, std::vector<double>(10), 1, to, 2), Error);
 }
 
+std::vector<double> selected(const std::vector<double>& from, std::int64_t from_rank,
+                             const std::vector<std::int64_t>& slots) {
+    const auto layout = two_matrices();
+    std::vector<double> to(static_cast<std::size_t>(layout.parameters(std::ssize(slots))), -1.0);
+    select_slots<double>(layout, from, from_rank, slots, to);
+    return to;
+}
+
+TEST(SelectSlots, takes_these_slots_of_every_matrix) {
+    // lora_rank 3: A [3, 2] = 1..6, Bt [3, 3] = 7..15, A [3, 4] = 16..27, Bt [3, 1] = 28..30.
+    const auto some = selected(counted(30), 3, {2, 0});
+
+    EXPECT_EQ(some, (std::vector<double>{5, 6, 1, 2, 13, 14, 15, 7, 8, 9, 24, 25, 26, 27, 16, 17, 18, 19, 30, 28}));
+    EXPECT_TRUE(selected(counted(30), 3, {}).empty());
+}
+
+TEST(SelectSlots, the_leading_ones_are_a_truncation) {
+    const auto values = counted(50);
+    for (std::int64_t k = 1; k <= 5; ++k) {
+        std::vector<std::int64_t> slots(static_cast<std::size_t>(k));
+        std::iota(slots.begin(), slots.end(), 0);
+
+        EXPECT_EQ(selected(values, 5, slots), resized(values, 5, k));
+    }
+}
+
+TEST(PlaceSlots, puts_selected_slots_back_and_leaves_the_others) {
+    const auto layout = two_matrices();
+    const auto values = counted(40);
+    const std::vector<std::int64_t> slots{3, 1};
+    std::vector<double> to(40, -1.0);
+    place_slots<double>(layout, selected(values, 4, slots), slots, to, 4);
+
+    EXPECT_EQ(selected(to, 4, slots), selected(values, 4, slots));
+    for (const double value : selected(to, 4, {0, 2})) EXPECT_EQ(value, -1.0);
+}
+
+TEST(PlaceSlots, wrong_sizes_and_slots_are_refused) {
+    const auto layout = two_matrices();
+    std::vector<double> few(10);
+    std::vector<double> all(30);
+    const std::vector<std::int64_t> one{1};
+
+    EXPECT_NO_THROW(select_slots<double>(layout, all, 3, one, few));
+    EXPECT_THROW(select_slots<double>(layout, few, 3, one, few), Error);
+    EXPECT_THROW(select_slots<double>(layout, all, 3, one, all), Error);
+    EXPECT_THROW(place_slots<double>(layout, few, one, few, 3), Error);
+    for (const std::int64_t slot : {std::int64_t{-1}, std::int64_t{3}}) {
+        const std::vector<std::int64_t> wrong{slot};
+        EXPECT_THROW(select_slots<double>(layout, all, 3, wrong, few), Error);
+        EXPECT_THROW(place_slots<double>(layout, few, wrong, all, 3), Error);
+    }
+}
+
 }  // namespace
 }  // namespace hetlora

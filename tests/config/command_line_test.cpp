@@ -116,14 +116,6 @@ TEST(CommandLineProblem, unknown_verbs_and_options_come_with_the_nearest_name) {
               "hetlora info: there is no option --resume (`hetlora info --help` explains)");
 }
 
-TEST(CommandLineProblem, verbs_to_come_are_refused_in_one_line) {
-    for (const char* verb : {"export", "repair", "report", "compare", "watch"}) {
-        EXPECT_EQ(problem({verb}),
-                  std::string("hetlora ") + verb +
-                      ": planned, but not implemented in this version (`hetlora --help` lists what is)");
-    }
-}
-
 TEST(CommandLineProblem, missing_repeated_and_surplus_arguments) {
     EXPECT_EQ(problem({"run", "--config"}),
               "hetlora run: --config needs FILE after it (`hetlora run --help` explains)");
@@ -139,10 +131,10 @@ TEST(CommandLineProblem, missing_repeated_and_surplus_arguments) {
     EXPECT_EQ(
         problem({"info"}),
         "hetlora info: got nothing after it, but the usage is: hetlora info PATH (`hetlora info --help` explains)");
-    EXPECT_EQ(
-        problem({"strategies", "a", "b"}),
-        "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] (`hetlora strategies "
-        "--help` explains)");
+    EXPECT_EQ(problem({"strategies", "a", "b"}),
+              "hetlora strategies: got 'a b' after it, but the usage is: hetlora strategies [NAME] [--json] (`hetlora "
+              "strategies "
+              "--help` explains)");
 }
 
 TEST(HelpText, lists_the_implemented_verbs_only) {

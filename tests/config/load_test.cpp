@@ -9,6 +9,8 @@
 #include <fstream>
 
 #include "config_test_tools.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/config/strategy_names.hpp"
 
 namespace hetlora {
 namespace {
@@ -159,8 +161,9 @@ TEST(LoadProblem, keys_without_a_section_are_named) {
 TEST(LoadProblem, unknown_sections_are_named_once) {
     EXPECT_EQ(
         problems("[loar]\nrank_max = 8\nrank_min = 2\n[lora]\nrank_max = 16\n"),
-        Texts{"a.ini:1: there is no section [loar]; did you mean lora? (sections: experiment, model, data, lora, "
-              "local, strategy, evaluation, compute, comm, checkpoint, output, pretrain); its keys were not read"});
+        Texts{
+            "a.ini:1: there is no section [loar]; did you mean lora? (sections: experiment, model, data, lora, "
+            "local, strategy, evaluation, compute, comm, checkpoint, log, output, pretrain); its keys were not read"});
 }
 
 TEST(LoadProblem, lines_that_are_no_ini_are_named) {
@@ -223,10 +226,10 @@ TEST(LoadProblem, words_out_of_a_closed_set_are_named_with_the_nearest) {
               Texts{"a.ini:2: local.optimizer = adam: 'adam' is not one of sgd | adamw; did you mean adamw?"});
     EXPECT_EQ(problems("", {"strategy.slot_norm=contributers"}),
               Texts{"command line: strategy.slot_norm = contributers: 'contributers' is not one of preset | all | "
-                    "contributors; did you mean contributors?"});
+                    "contributors | levels | replicate; did you mean contributors?"});
     EXPECT_EQ(problems("", {"strategy.preset=hetlor"}),
-              Texts{"command line: strategy.preset = hetlor: 'hetlor' is not one of hetlora | hetlora-agg | zeropad | "
-                    "fedavg | homlora | fedit; did you mean hetlora?"});
+              Texts{"command line: strategy.preset = hetlor: 'hetlor' is not one of " + join(strategy_names(), " | ") +
+                    "; did you mean hetlora?"});
     EXPECT_EQ(problems("", {"compute.gemm=widened"}).size(), 1U);
     EXPECT_EQ(problems("", {"compute.gemm=widened", "model.precision=bf16", "compute.pack_tokens=auto"}), Texts{});
     EXPECT_EQ(problems("", {"compute.gemm=onednn", "model.precision=fp64"}).size(), 1U);

@@ -49,7 +49,7 @@ TEST(UploadAccumulator, a_bad_client_is_named_and_leaves_no_trace) {
     EXPECT_EQ(sums_of(accumulator), before);
 }
 
-TEST(UploadAccumulator, clear_forgets_the_round) {
+TEST(UploadAccumulator, begin_forgets_the_round) {
     const auto round = random_round(2, 1);
     UploadAccumulator accumulator(round.layout, {.rank_max = 8});
     const std::vector<double> zero_weights(3, 0.0);
@@ -57,7 +57,7 @@ TEST(UploadAccumulator, clear_forgets_the_round) {
                      .factors = round.clients[0].factors,
                      .lora_rank = round.clients[0].lora_rank_after,
                      .weights = zero_weights});
-    accumulator.clear();
+    accumulator.begin();
     accumulator.settle(std::vector<std::int64_t>(24, 0));
     EXPECT_EQ(sums_of(accumulator), std::vector<double>(round.previous.size(), 0.0));
     EXPECT_EQ(accumulator.has_weight(), std::vector<std::int64_t>(24, 0));

@@ -70,7 +70,7 @@ struct TestClient {
 struct TestRound {
     AdapterLayout layout = small_layout();
     std::int64_t rank_max = 8;
-    Strategy strategy;
+    Strategy strategy = resolve_strategy(Settings{});  // hetlora
     bool fp32 = false;
     ReductionKind reduction = ReductionKind::exact;
     std::vector<double> previous;

@@ -11,7 +11,7 @@ namespace {
 using namespace testing_fed;
 
 Strategy with_gamma(double gamma, std::int64_t rank_min = 1) {
-    Strategy s;
+    Strategy s = resolve_strategy(Settings{});  // hetlora
     s.prune_gamma = gamma;
     s.rank_min = rank_min;
     return s;

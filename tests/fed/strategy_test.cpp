@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/config/strategy_names.hpp"
 
 namespace hetlora {
 namespace {
@@ -39,6 +40,27 @@ TEST(Strategy, the_default_is_hetlora_to_the_letter) {
 TEST(Strategy, aliases_are_the_same_method) {
     for (const std::string name : {"homlora", "fedit", "fedavg"}) {
         EXPECT_EQ(resolve_strategy(with_preset(name)).preset, "fedavg");
+    }
+}
+
+TEST(Strategy, the_config_knows_the_names_of_all_presets_and_no_others) {
+    std::vector<std::string> names;
+    for (const auto& preset : strategy_presets()) {
+        names.emplace_back(preset.name);
+        names.insert(names.end(), preset.aliases.begin(), preset.aliases.end());
+        const auto policies = resolve_strategy(with_preset(std::string(preset.name)));
+        EXPECT_EQ(has_rank_schedule(std::string(preset.name)), policies.rank_schedule != RankSchedule::none);
+    }
+    EXPECT_EQ(names, strategy_names());
+}
+
+TEST(Strategy, no_preset_is_a_renamed_other_row) {
+    for (const auto& a : strategy_presets()) {
+        for (const auto& b : strategy_presets()) {
+            const bool same_row =
+                a.policies == b.policies && a.requires_equal_lora_ranks == b.requires_equal_lora_ranks;
+            EXPECT_EQ(same_row, a.name == b.name) << a.name << ", " << b.name;
+        }
     }
 }
 
@@ -89,10 +111,38 @@ TEST(Strategy, senseless_combinations_are_refused_with_the_reason) {
 }
 
 TEST(Strategy, fedavg_asks_for_equal_ranks) {
-    const auto s = resolve_strategy(with_preset("fedavg"));
-    EXPECT_NO_THROW(check_lora_ranks(s, std::vector<std::int64_t>{8, 8, 8}));
-    EXPECT_THROW(check_lora_ranks(s, std::vector<std::int64_t>{8, 4, 8}), Error);
-    EXPECT_NO_THROW(check_lora_ranks(resolve_strategy(Settings{}), std::vector<std::int64_t>{8, 4, 8}));
+    auto s = resolve_strategy(with_preset("fedavg"));
+    EXPECT_NO_THROW(fit_to_lora_ranks(s, std::vector<std::int64_t>{8, 8, 8}));
+    EXPECT_THROW(fit_to_lora_ranks(s, std::vector<std::int64_t>{8, 4, 8}), Error);
+    s = resolve_strategy(Settings{});
+    EXPECT_NO_THROW(fit_to_lora_ranks(s, std::vector<std::int64_t>{8, 4, 8}));
+}
+
+TEST(Strategy, scores_need_one_factor_that_trains) {
+    Settings settings = with_preset("lora-a2");
+    settings.strategy.trainable = Trainable::both;
+    EXPECT_NE(refusal(settings).find("use trainable = alternate or b"), std::string::npos);
+    settings.strategy.trainable = Trainable::b;
+    EXPECT_EQ(refusal(settings), "");
+}
+
+TEST(Strategy, the_log_names_what_is_used) {
+    Settings settings = with_preset("recon-svd");
+    settings.strategy.slot_norm = SlotNorm::levels;
+    Strategy strategy = resolve_strategy(settings);
+    fit_to_lora_ranks(strategy, std::vector<std::int64_t>{8, 2, 8, 4});
+
+    const auto logged = logged_strategy(strategy);
+
+    EXPECT_EQ(logged.at("preset"), "flexlora");
+    EXPECT_EQ(logged.at("merge"), "product");
+    EXPECT_EQ(logged.at("slot_norm"), "levels") << "an override, not the row";
+    EXPECT_EQ(logged.at("client_weight"), "samples");
+    EXPECT_EQ(logged.at("rank_levels"), "2,4,8");
+    for (const auto& [name, value] : logged) {
+        if (name == "preset" || name == "rank_levels") continue;
+        EXPECT_NE(policies_text(strategy).find(name + "=" + value), std::string::npos);
+    }
 }
 
 TEST(Strategy, every_method_is_described) {

@@ -51,7 +51,7 @@ TEST(Weights, follow_scope_norm_and_scale) {
         squares += square;
         sum += std::sqrt(square);
     }
-    Strategy s;
+    Strategy s = resolve_strategy(Settings{});  // hetlora
     for (const double weight : client_weights(s, layout, basis)) EXPECT_NEAR(weight, std::sqrt(squares), 1e-12);
     s.weight_norm = WeightNorm::sum;
     for (const double weight : client_weights(s, layout, basis)) EXPECT_NEAR(weight, sum, 1e-12);

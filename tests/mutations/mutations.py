@@ -42,7 +42,7 @@ KERNELS = "src/tensor/kernels_rows.inc"
 ATTENTION = "src/tensor/kernels_attention.inc"
 LORA_KERNELS = "src/tensor/kernels_lora.inc"
 EVALUATION = "src/train/evaluation.cpp"
-ROUND = "src/fed/round.cpp"
+CLIENT_WORK = "src/fed/client_work.cpp"
 
 MUTATIONS = [
     # The model
@@ -101,8 +101,8 @@ MUTATIONS = [
     Mutation(
         "optimiser state shared by the clients of a group",
         UPDATE,
-        "state.moment1_CP.data_ptr<T>() + client * size,",
-        "state.moment1_CP.data_ptr<T>(),",
+        "state.moment1_CP.data_ptr<T>() + client * size;",
+        "state.moment1_CP.data_ptr<T>();",
         ("train_test",),
     ),
     Mutation(
@@ -175,22 +175,22 @@ MUTATIONS = [
     Mutation(
         "uploads added to the last slots instead of the leading ones",
         "src/fed/aggregate.cpp",
-        "weighted_.add(weight, values, target);",
-        "const auto unused = static_cast<std::size_t>((options_.rank_max - upload.lora_rank) * width);\n"
-        "weighted_.add(weight, values, target + unused);",
+        "sums.add(factor, values, first);",
+        "const auto lost = static_cast<std::size_t>(options_.rank_max - upload.lora_rank);\n"
+        "sums.add(factor, values, first + lost * (values.size() / static_cast<std::size_t>(upload.lora_rank)));",
         ("fed_merge",),
     ),
     Mutation(
         "weighted sum that is not divided by the weights",
         "src/fed/merge.cpp",
-        "const double value = base + input.sums[i] / z;",
-        "const double value = base + input.sums[i] + 0.0 * z;",
+        "const double value = base + sum / divisor.z;",
+        "const double value = base + sum + 0.0 * divisor.z;",
         ("fed_merge",),
     ),
     Mutation(
         "weights not renormalised over a slot's contributors",
         "src/fed/merge.cpp",
-        "if (input.strategy.slot_norm == SlotNorm::contributors && report.lora_rank_after <= slot) continue;",
+        "if (input.strategy.slot_norm == SlotNorm::contributors && !report.has_slot(slot)) continue;",
         "(void)slot;",
         ("fed_merge",),
     ),
@@ -212,23 +212,23 @@ MUTATIONS = [
     # Only the whole program shows these
     Mutation(
         "\"before\" norm taken after training, in the round",
-        ROUND,
+        CLIENT_WORK,
         "decide_prune(layout, received, sent,",
         "decide_prune(layout, sent, sent,",
         audit="sgd fp32",
     ),
     Mutation(
         "regulariser switched off in the round",
-        ROUND,
-        ".tail_lambda = context.strategy.prunes() ? context.strategy.prune_lambda : 0.0,",
+        CLIENT_WORK,
+        ".tail_lambda = strategy.prunes() ? strategy.prune_lambda : 0.0,",
         ".tail_lambda = 0.0,",
         audit="adamw fp64",
     ),
     Mutation(
         "client weights from what the client received",
-        ROUND,
-        "client_weights(context.strategy, layout, {.factors = upload, .lora_rank = lora_rank_after,",
-        "client_weights(context.strategy, layout, {.factors = received, .lora_rank = lora_rank,",
+        CLIENT_WORK,
+        "client_weights(strategy, layout, {.factors = sent, .lora_rank = upload_lora_rank,",
+        "client_weights(strategy, layout, {.factors = received, .lora_rank = report.lora_rank_before,",
         audit="adamw fp64",
     ),
     Mutation(

@@ -131,7 +131,7 @@ def train_client(llama: PlainLlama, corpus: Corpus, config: dict, prunes: bool, 
     windows, size = corpus.train_windows(c), local["batch_size"]
     per_epoch = math.ceil(len(windows) / size)
     n_steps = local["epochs"] * per_epoch if local["epochs"] else local["steps"]
-    scale = config["lora"]["scale"] * (rank / 4 if mutate == "wrong scale" else 1.0)
+    scale = config["lora"]["scale"] * job.get("scale_factor", 1.0) * (rank / 4 if mutate == "wrong scale" else 1.0)
     source = job["padded"] or job["received"]
     params = [torch.tensor(x, dtype=llama.dtype, requires_grad=True) for pair in source.values() for x in pair]
     names = list(job["received"])
@@ -162,8 +162,9 @@ def train_client(llama: PlainLlama, corpus: Corpus, config: dict, prunes: bool, 
             extra = step_gradient(params, zero, penalty, g, strategy["tail_norm_epsilon"])
             grads = [x + y for x, y in zip(grads, extra, strict=True)]
         with torch.no_grad():
-            for p, x, m in zip(params, grads, moments, strict=True):
-                update(p, x, m, s + 1, rate, local)
+            for i, (p, x, m) in enumerate(zip(params, grads, moments, strict=True)):
+                if job.get("factors", (True, True))[i % 2]:
+                    update(p, x, m, s + 1, rate, local)
         steps.append(
             {"loss": float(total.detach()) / count, "n_loss_tokens": count, "windows": [w["key"] for w in batch]}
         )

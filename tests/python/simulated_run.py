@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import simulated_local
+import simulated_methods
 import torch
 from safetensors.torch import save_file
 from simulated_local import Corpus, train_client
@@ -115,7 +116,11 @@ def simulate(folder: Path, model: Path, data: Path, config: dict, mutate: str = 
 
     `drop_first` drops the first client of every cohort as if its numbers weren't finite.
     """
-    assert mutate in ("", *MUTATIONS), mutate
+    assert mutate in ("", *MUTATIONS, *simulated_methods.MUTATIONS), mutate
+    row = simulated_methods.ROWS.get(config["strategy"]["preset"], {})
+    if row:
+        config["resolved_strategy"] = row | {"preset": config["strategy"]["preset"], "rank_levels": ""}
+    private: dict = {}
     double = config["model"]["precision"] in ("fp64", "float64")
     cast = np.float64 if double else np.float32
     llama = PlainLlama(model, torch.float64 if double else torch.float32)
@@ -129,31 +134,52 @@ def simulate(folder: Path, model: Path, data: Path, config: dict, mutate: str = 
     original = dict(ranks)
     rng = np.random.default_rng(11)
     rounds, events = config["experiment"]["rounds"], []
-    globals_, losses = [flat(glob)], [corpus.evaluate(llama, glob, config)]
+
+    def evaluate() -> float:
+        if row.get("shared_factors") == "a":
+            return simulated_methods.evaluate_personal(corpus, llama, glob, private, config)
+        return corpus.evaluate(llama, glob, config)
+
+    globals_, losses = [flat(glob)], [evaluate()]
     simulated_local.STALE.clear()
     for t in range(1, rounds + 1):
         uploads, mine = [], []
         for c in sorted(rng.choice(eligible, size=config["experiment"]["clients_per_round"], replace=False).tolist()):
             if mutate == "non-persistent prune":
                 ranks[c] = original[c]
-            local = {m: [x[: ranks[c]].astype(cast) for x in pair] for m, pair in glob.items()}
+            place = {"client": c, "round": t, "rank": ranks[c], "slots": []}
+            local = glob
+            if row:
+                place["slots"] = simulated_methods.slots_of(row, c, t, ranks[c], rank_max)
+                local = simulated_methods.received(row, glob, place, private.get(c), mutate)
+            local = {m: [x[: ranks[c]].astype(cast) for x in pair] for m, pair in local.items()}
             start = {m: [x[: ranks[c]] for x in pair] for m, pair in first.items()}
             padded = glob if mutate == "padded slot gradient" else None
-            event = train_client(llama, corpus, config, policies(config["strategy"])[2] == "tail_prune",
-                                 {"client": c, "round": t, "rank": ranks[c], "received": local, "initial": start,
-                                  "padded": padded, "drop": drop_first and not mine}, mutate)  # fmt: skip
+            job = place | {"received": local, "initial": start, "padded": padded, "drop": drop_first and not mine}
+            if row:
+                job["factors"] = simulated_methods.trained(row, mutate)
+                job["scale_factor"] = simulated_methods.scale_factor(row, ranks[c], rank_max, mutate)
+            prunes = not row and policies(config["strategy"])[2] == "tail_prune"
+            event = train_client(llama, corpus, config, prunes, job, mutate) | {"slots": place["slots"]}
+            if row.get("shared_factors") == "a":
+                private[c] = {m: pair[1] for m, pair in event["sent"].items()}
             ranks[c] = event["after"]
             mine.append(event)
             if not event["dropped"]:
                 uploads.append(event)
         if uploads:
-            glob, weights = server(config, glob, uploads, mutate)
+            if row:
+                scale = config["lora"]["scale"]
+                glob, weights, change = simulated_methods.server(row, scale, glob, uploads, mutate, t)
+                simulated_methods.change_base(llama, change)
+            else:
+                glob, weights = server(config, glob, uploads, mutate)
             glob = {m: [x.astype(cast).astype(float) for x in pair] for m, pair in glob.items()}
             for event, weight in zip(uploads, weights, strict=True):
                 event["weight"] = weight
         events += mine
         globals_.append(flat(glob))
-        losses.append(corpus.evaluate(llama, glob, config))
+        losses.append(evaluate())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     write_trace(folder / "trace.h5", matrices, events, globals_)
@@ -187,6 +213,10 @@ def write_trace(path: Path, matrices: list, events: list[dict], globals_: list[n
         file["events/learning_rate"] = [e["learning_rate"] for e in events]
         file["events/received_offset"], file["events/sent_offset"] = offsets(received), offsets(sent)
         file["adapters/received"], file["adapters/sent"] = np.concatenate(received), np.concatenate(sent)
+        if any(e["slots"] for e in events):  # else as an older program writes it
+            file["events/lora_rank"] = np.array([e["rank"] for e in events], dtype=np.int32)
+            file["events/slots_offset"] = offsets([e["slots"] for e in events])
+            file["slots/slot"] = np.concatenate([e["slots"] for e in events]).astype(np.int32)
         file["steps/event"], file["steps/step"] = [i for i, _, _ in steps], [s for _, s, _ in steps]
         file["steps/loss"] = [step["loss"] for _, _, step in steps]
         file["steps/n_loss_tokens"] = [step["n_loss_tokens"] for _, _, step in steps]

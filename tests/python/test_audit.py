@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "analysis")]
 
 import micro  # noqa: E402
+import simulated_methods  # noqa: E402
 import simulated_run  # noqa: E402
 from hetlora.audit import main  # noqa: E402
 
@@ -90,6 +91,30 @@ def test_mistake_is_caught(world, tmp_path, capsys, mistake):
     if mistake in NEEDS:  # the setting itself is one in which the correct run passes
         simulated_run.simulate(tmp_path / "right", *world, config)
         assert audit(tmp_path / "right", capsys)[0] == 0
+
+
+def method_config(world, preset):
+    """Three small rounds of a method; fedex needs equal ranks."""
+    changes = {"strategy": {"preset": preset}, "local": {"steps": 2}, "experiment": {"clients_per_round": 3}}
+    config = config_with(world, changes | {"model": {"precision": "fp64"}})
+    if preset == "fedex":
+        config["lora"]["rank_min"] = config["lora"]["rank_max"] = 4
+    return config
+
+
+@pytest.mark.parametrize("preset", simulated_methods.ROWS)
+def test_correct_run_of_a_method_passes(world, tmp_path, capsys, preset):
+    simulated_run.simulate(tmp_path, *world, method_config(world, preset))
+    code, report = audit(tmp_path, capsys, "--chain", "--evaluate", "--tolerance", "1e-9")
+    assert code == 0, [c for c in report["checks"] if not c["passed"]]
+
+
+@pytest.mark.parametrize("mistake", simulated_methods.MUTATIONS)
+def test_mistake_in_a_method_is_caught(world, tmp_path, capsys, mistake):
+    config = method_config(world, simulated_methods.MUTATIONS[mistake])
+    simulated_run.simulate(tmp_path, *world, config, mistake)
+    code, report = audit(tmp_path, capsys, "--clients", "1")
+    assert code == 1, f"{mistake} went unnoticed"
 
 
 @pytest.fixture(scope="module")

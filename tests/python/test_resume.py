@@ -364,6 +364,23 @@ def test_a_damaged_log_is_made_anew_from_the_second_copy(stopped):
     assert_same(run, whole)
 
 
+def test_a_repaired_run_goes_on_exactly(stopped, tmp_path):
+    """Nothing of run.h5 is left: clients come from the data file, config and hashes from the checkpoint."""
+    ini, run, whole = stopped
+    (run / "run.h5").write_bytes((run / "run.h5").read_bytes()[:5000])
+    done = program.start("repair", run)
+    assert done.returncode == 0, done.stderr
+    lost = [line for line in done.stdout.splitlines() if line.startswith("lost: ")]
+    assert [line.split(":")[1] for line in lost] == [" created_utc", " provenance"], done.stdout
+    with h5py.File(run / "run.h5") as here, h5py.File(whole / "run.h5") as there:
+        for name in ("name", "n_train_sequences", "n_train_tokens", "initial_lora_rank"):
+            assert here["clients"][name][()].tobytes() == there["clients"][name][()].tobytes(), name
+        assert here.attrs["run_id"] == there.attrs["run_id"]
+        assert here["provenance"].attrs["data_sha256"] == there["provenance"].attrs["data_sha256"]
+    assert "damaged" not in finish(ini, run)
+    assert_same(run, whole)
+
+
 def test_a_torn_second_copy_is_made_anew_from_the_log(stopped):
     ini, run, whole = stopped
     lines = (run / "progress.jsonl").read_text().splitlines(keepends=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,10 +18,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import program  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = Path(os.environ.get("HETLORA_BUILD_DIR", ROOT / "build")) / "tests" / "write_sample_log"
-KILLS = int(os.environ.get("HETLORA_TEST_KILLS", "5"))
-GROUPS = ("rounds", "slots", "participation", "clients", "provenance")
+KILLS = 100 if os.environ.get("HETLORA_TEST_LONG") else 10
+GROUPS = ("rounds", "slots", "participation", "clients", "layers", "provenance")
 
 pytestmark = pytest.mark.skipif(not WRITER.exists(), reason=f"{WRITER} is not built")
 
@@ -27,7 +33,7 @@ pytestmark = pytest.mark.skipif(not WRITER.exists(), reason=f"{WRITER} is not bu
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("log") / "run"
-    subprocess.run([WRITER, folder, "4"], check=True, capture_output=True)
+    subprocess.run([WRITER, folder, "4", "layers"], check=True, capture_output=True)
     return folder
 
 
@@ -61,6 +67,13 @@ def test_values_as_xarray_sees_them(run, engine):
         np.testing.assert_array_equal(events["round"], [1, 2, 2, 3, 3, 3, 4])
         np.testing.assert_array_equal(events.dropped, [0, 0, 0, 0, 0, 1, 0])
         assert events.dropped.dtype == np.int8
+    with xr.open_dataset(run / "run.h5", group="layers", engine=engine) as layers:
+        assert layers.singular_value.dims == ("round", "layer", "index")
+        assert layers.update_norm.dims == ("round", "layer") and layers.name.dims == ("layer",)
+        np.testing.assert_array_equal(layers["round"], [2, 4])
+        np.testing.assert_array_equal(layers.update_norm, [[2.0, 2.125], [4.0, 4.125]])
+        np.testing.assert_array_equal(layers.singular_value[1, 1], 4.125 / np.arange(1, 5))
+        assert np.isnan(layers.client_cosine[0]).all() and (layers.client_cosine[1] == 0.5).all()
     with xr.open_dataset(run / "run.h5", group="clients", engine=engine) as clients:
         names = [n.decode() if isinstance(n, bytes) else str(n) for n in clients.name.values]
         assert names == ["client 0", "client 1 ü", "client 2"]
@@ -101,6 +114,9 @@ def test_progress_and_status_are_the_same_rounds(run):
         assert [line["eval_loss"] for line in lines] == rounds.eval_loss.values.tolist()
         assert set(rounds.variables) <= set(lines[0])
     assert [len(line["participation"]) for line in lines] == [0, 1, 2, 3, 1]
+    with xr.open_dataset(run / "run.h5", group="layers") as layers:
+        assert [line["round"] for line in lines if "layers" in line] == layers["round"].values.tolist()
+        assert lines[4]["layers"][1]["singular_value"] == layers.singular_value.values[1, 1].tolist()
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["round"], status["rounds"]) == ("done", 4, 4)
     assert status["eval_loss"] is None
@@ -127,10 +143,10 @@ def test_the_examples_of_the_page_run(run, tmp_path):
     os.chdir(tmp_path)
     try:
         for example in examples:
-            exec(compile(example, "docs/run-log.md", "exec"), {})
+            exec(compile(example, "docs/run-log.md", "exec"), {"xr": xr})
     finally:
         os.chdir(before)
-    assert len(examples) == 3
+    assert len(examples) == 5
 
 
 def test_peft_style_adapter(run):
@@ -141,20 +157,74 @@ def test_peft_style_adapter(run):
     np.testing.assert_array_equal(b[:, 0], range(16, 22))
 
 
+@program.needs_program
 def test_every_committed_round_survives_kill_9(tmp_path):
+    """What the writer had told of before it was killed is there: at once, or after one call of `hetlora repair`."""
+    told, whole_at_once = {}, 0
     for attempt in range(KILLS):
         folder = tmp_path / f"run{attempt}"
-        writer = subprocess.Popen([WRITER, folder, "0"], stdout=subprocess.PIPE, text=True)
+        writer = subprocess.Popen([WRITER, folder, "0", "layers"], stdout=subprocess.PIPE, text=True)
         assert writer.stdout.readline() == "1\n"
-        time.sleep(random.Random(attempt).uniform(0.0, 0.4))
+        time.sleep(random.Random(attempt).uniform(0.0, 0.25))
         writer.kill()
         printed = [int(line) for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
         writer.wait()
+        told[folder] = max(printed, default=1)
+        with contextlib.suppress(OSError, KeyError), h5py.File(folder / "run.h5") as log:
+            whole_at_once += int(log.attrs["committed_rounds"]) >= told[folder]
+    done = program.start("repair", *told)
+    assert done.returncode == 0, done.stderr
+    assert "lost: round" not in done.stdout
+    for folder, least in told.items():
         with h5py.File(folder / "run.h5") as log:
             committed = int(log.attrs["committed_rounds"])
-        assert committed >= max(printed, default=1)
+        assert committed >= least
         with xr.open_dataset(folder / "run.h5", group="rounds") as rounds:
             rows = rounds.isel(round=slice(committed))
             np.testing.assert_array_equal(rows["round"], range(committed))
             np.testing.assert_allclose(rows.eval_loss, 3.0 - 0.1 * np.arange(committed))
-        assert len((folder / "progress.jsonl").read_text().splitlines()) >= committed - 1
+        with xr.open_dataset(folder / "run.h5", group="layers") as layers:
+            looked_at = layers["round"].values[layers["round"].values < committed]
+            np.testing.assert_array_equal(looked_at[looked_at > 0], range(2, committed, 2))
+        assert len((folder / "progress.jsonl").read_text().splitlines()) == committed
+    print(f"{KILLS} kills, {whole_at_once} logs whole at once, all after a repair")
+
+
+def live_reading_example() -> dict:
+    """The functions that docs/run-log.md gives for reading a run that goes on."""
+    page = (ROOT / "docs/run-log.md").read_text()
+    section = page[page.index("## Reading while the run goes on") :]
+    names: dict = {}
+    functions = re.search(r"```python\n(.*?)^print", section, re.S | re.M)[1]  # without the call below them
+    exec(compile(functions, "docs/run-log.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
+def test_reading_while_the_writer_writes(tmp_path, engine):
+    """The documented way: every reading gives the committed rounds, all of them right, and more as time goes on."""
+    read_group = live_reading_example()["read_group"]
+    folder = tmp_path / "run"
+    writer = subprocess.Popen([WRITER, folder, "0", "layers", "slowly"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout.readline() == "1\n"
+        seen, growths = 0, 0
+        for _ in range(60):
+            rounds = read_group(folder / "run.h5", "rounds", engine=engine)
+            np.testing.assert_array_equal(rounds["round"], range(rounds.sizes["round"]))
+            np.testing.assert_allclose(rounds.eval_loss, 3.0 - 0.1 * np.arange(rounds.sizes["round"]))
+            events = read_group(folder / "run.h5", "participation", engine=engine)
+            assert int(events["round"].max()) >= rounds.sizes["round"] - 1 if rounds.sizes["round"] > 1 else True
+            layers = read_group(folder / "run.h5", "layers", engine=engine)
+            np.testing.assert_array_equal(layers["round"], np.arange(2, 2 * layers.sizes["round"] + 1, 2))
+            growths += rounds.sizes["round"] > seen
+            assert rounds.sizes["round"] >= seen
+            seen = rounds.sizes["round"]
+            if growths == 4:
+                break
+        assert growths == 4
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()

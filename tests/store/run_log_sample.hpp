@@ -66,8 +66,30 @@ inline RoundRecord sample_round(std::int64_t round, std::int64_t rank_max = 4) {
     return record;
 }
 
+/// The matrices of sample_layers().
+inline std::vector<std::string> sample_layer_names() {
+    return {"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"};
+}
+
+/// Row of /layers of each matrix in this round.
+inline std::vector<LayerRow> sample_layers(std::int64_t round, std::int64_t rank_max = 4) {
+    std::vector<LayerRow> rows;
+    for (const std::string& name : sample_layer_names()) {
+        const double value = static_cast<double>(round) + 0.125 * static_cast<double>(rows.size());
+        LayerRow row{.name = name,
+                     .update_norm = value,
+                     .product_norm = 2.0 * value,
+                     .effective_rank = 1.5,
+                     .leading_energy = 0.75,
+                     .client_cosine = round == 4 ? 0.5 : not_measured};
+        for (std::int64_t i = 0; i < rank_max; ++i) row.singular_value.push_back(value / static_cast<double>(i + 1));
+        rows.push_back(std::move(row));
+    }
+    return rows;
+}
+
 inline void append(RunLog& log, const RoundRecord& record) {
-    log.append_round(record.round, record.participation, record.slots);
+    log.append_round(record.round, record.participation, record.slots, record.layers);
 }
 
 }  // namespace hetlora::test

@@ -188,7 +188,7 @@ TEST(RunLog, comparison_names_the_first_difference_of_each_column) {
         compare_run_logs(RunLogReader::open(folder / "a.h5"), RunLogReader::open(folder / "b.h5"));
 
     EXPECT_EQ(lines, (std::vector<std::string>{"rounds/eval_loss, row 2: 2.8 and 1.5",
-                                               "slots/energy, row 2, slot 3: 0.25 and -0.25"}));
+                                               "slots/energy, row 2, column 3: 0.25 and -0.25"}));
 }
 
 TEST(RunLog, wrong_rows_are_refused_and_nothing_is_committed) {
@@ -274,6 +274,7 @@ TEST(RunLog, its_page_documents_every_column) {
     expect_table(round_columns());
     expect_table(participation_columns());
     expect_table(client_columns());
+    expect_table(layer_columns());
     for (const SpecialColumn& column : special_columns()) {
         expect_line(column.name, column.type, column.units, column.long_name, true);
     }

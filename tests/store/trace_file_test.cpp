@@ -27,10 +27,12 @@ void write_round(TraceWriter& trace, std::int64_t round) {
     const std::vector<double> small = adapter(1, t + 0.1);
     const std::vector<double> large = adapter(3, t + 0.2);
     const std::vector<double> pruned = adapter(2, t + 0.3);
+    const std::vector<std::int64_t> chosen{0, 2};
     const std::vector<TraceStep> two{{3.0 + t, 7, {{10, 0}, {10, 2}}}, {2.0 + t, 5, {{11, 1}}}};
     const std::vector<TraceStep> one{{4.0 + t, 9, {{20, 0}, {21, 0}, {22, 0}}}};
     trace.append_event({.round = round,
                         .client = 0,
+                        .lora_rank = 1,
                         .lora_rank_before = 1,
                         .lora_rank_after = 1,
                         .weight = 0.25,
@@ -40,6 +42,7 @@ void write_round(TraceWriter& trace, std::int64_t round) {
                         .steps = two});
     trace.append_event({.round = round,
                         .client = 1,
+                        .lora_rank = 2,
                         .lora_rank_before = 3,
                         .lora_rank_after = 2,
                         .dropped = true,
@@ -47,6 +50,7 @@ void write_round(TraceWriter& trace, std::int64_t round) {
                         .learning_rate = 0.01,
                         .received = large,
                         .sent = pruned,
+                        .slots = chosen,
                         .steps = one});
     trace.append_global(round, adapter(3, t));
 }
@@ -86,6 +90,9 @@ TEST(TraceFile, has_the_documented_layout_and_values) {
     EXPECT_EQ(numbers("events/loss_last"), (std::vector<double>{3, 5, 4, 6}));
     EXPECT_EQ(integers("events/received_offset"), (Integers{0, slot, 4 * slot, 5 * slot, 8 * slot}));
     EXPECT_EQ(integers("events/sent_offset"), (Integers{0, slot, 3 * slot, 4 * slot, 6 * slot}));
+    EXPECT_EQ(integers("events/lora_rank"), (Integers{1, 2, 1, 2}));
+    EXPECT_EQ(integers("events/slots_offset"), (Integers{0, 0, 2, 2, 4}));
+    EXPECT_EQ(integers("slots/slot"), (Integers{0, 2, 0, 2}));
     EXPECT_EQ(numbers("adapters/received")[static_cast<std::size_t>(slot)], 1.2);
     EXPECT_EQ(numbers("adapters/sent").back(), 2.3);
     EXPECT_EQ(integers("steps/event"), (Integers{0, 0, 1, 2, 2, 3}));
@@ -111,7 +118,7 @@ TEST(TraceFile, going_on_from_an_earlier_round_gives_the_same_trace) {
 
     const hdf5::File whole = hdf5::File::open_read(folder / "whole.h5");
     const hdf5::File resumed = hdf5::File::open_read(folder / "resumed.h5");
-    for (const char* group : {"events", "adapters", "steps", "windows", "globals"}) {
+    for (const char* group : {"events", "adapters", "slots", "steps", "windows", "globals"}) {
         for (const std::string& name : whole.open_group(group).names()) {
             const std::string path = std::string(group) + "/" + name;
             EXPECT_EQ(whole.open_dataset(path).read_all<double>(), resumed.open_dataset(path).read_all<double>())
@@ -131,6 +138,8 @@ TEST(TraceFile, round_zero_can_be_gone_on_from) {
     EXPECT_EQ(file.open_dataset("events/round").rows(), 0);
     EXPECT_EQ(file.open_dataset("events/sent_offset").rows(), 1);
     EXPECT_EQ(file.open_dataset("windows/window").rows(), 0);
+    EXPECT_EQ(file.open_dataset("events/slots_offset").rows(), 1);
+    EXPECT_EQ(file.open_dataset("slots/slot").rows(), 0);
     EXPECT_EQ(file.open_dataset("globals/round").rows(), 1);
 }
 

@@ -1,10 +1,14 @@
-// write_sample_log FOLDER ROUNDS
+// write_sample_log FOLDER ROUNDS [layers] [plain] [slowly]
 // Makes FOLDER a run folder (run.h5, progress.jsonl, status.json, trace.h5, adapter/) with made-up values for
 // tests/python/test_run_log.py. After each round it prints the number of committed rows; ROUNDS = 0 goes on until it is
-// killed.
+// killed. With the word "layers" every second round has /layers, with "plain" there is no further metric,
+// with "slowly" some milliseconds lie between the rounds.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <string_view>
+#include <thread>
 
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/run_folder.hpp"
@@ -46,9 +50,19 @@ void trace_round(TraceWriter& trace, const AdapterLayout& layout, const RoundRec
     trace.append_global(record.round.round, numbered(layout, 4));
 }
 
-void write_sample(const std::filesystem::path& path, std::int64_t rounds) {
+struct SampleOptions {
+    std::int64_t rounds = 0;
+    bool layers = false;
+    bool plain = false;
+    bool slowly = false;
+};
+
+void write_sample(const std::filesystem::path& path, const SampleOptions& options) {
+    const std::int64_t rounds = options.rounds;
     const RunFolder folder = RunFolder::create(path);
-    const RunLogHeader header = test::sample_header();
+    RunLogHeader header = test::sample_header();
+    if (options.layers) header.layers = test::sample_layer_names();
+    if (options.plain) header.extra_metrics.clear();
     const AdapterLayout layout = sample_layout();
     RunLog log = RunLog::create(folder.run_log(), header);
     ProgressFile progress = ProgressFile::create(folder.progress(), header.extra_metrics);
@@ -57,7 +71,9 @@ void write_sample(const std::filesystem::path& path, std::int64_t rounds) {
     status.run_id = header.run_id;
     status.rounds = rounds;
     for (std::int64_t round = 0; rounds == 0 || round <= rounds; ++round) {
-        const RoundRecord record = test::sample_round(round);
+        RoundRecord record = test::sample_round(round);
+        if (options.layers && round > 0 && round % 2 == 0) record.layers = test::sample_layers(round);
+        if (options.plain) record.round.extra_metrics.clear();
         trace_round(trace, layout, record);
         test::append(log, record);
         progress.append(record);
@@ -66,6 +82,7 @@ void write_sample(const std::filesystem::path& path, std::int64_t rounds) {
         write_status(folder.status(), status);
         std::printf("%lld\n", static_cast<long long>(log.committed_rounds()));
         std::fflush(stdout);
+        if (options.slowly) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     log.close();
     trace.close();
@@ -78,12 +95,19 @@ void write_sample(const std::filesystem::path& path, std::int64_t rounds) {
 }  // namespace hetlora
 
 int main(int argc, char** argv) {
-    if (argc != 3) {
-        std::fputs("usage: write_sample_log FOLDER ROUNDS (0 = until killed)\n", stderr);
+    if (argc < 3) {
+        std::fputs("usage: write_sample_log FOLDER ROUNDS [layers] [plain] [slowly] (ROUNDS = 0: until killed)\n",
+                   stderr);
         return 2;
     }
     try {
-        hetlora::write_sample(argv[1], std::atoll(argv[2]));
+        hetlora::SampleOptions options{.rounds = std::atoll(argv[2])};
+        for (int i = 3; i < argc; ++i) {
+            options.layers |= std::string_view(argv[i]) == "layers";
+            options.slowly |= std::string_view(argv[i]) == "slowly";
+            options.plain |= std::string_view(argv[i]) == "plain";
+        }
+        hetlora::write_sample(argv[1], options);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 70;

@@ -10,8 +10,7 @@ namespace hetlora {
 namespace {
 
 using testing_train::hashed_factors;
-
-AdapterLayout odd_layout() { return {{{"layer.0.q", 0, "q_proj", 5, 7}, {"layer.0.v", 0, "v_proj", 3, 9}}}; }
+using testing_train::odd_layout;
 
 constexpr std::array<std::int64_t, 4> lora_ranks{3, 8, 5, 6};
 

@@ -12,17 +12,8 @@ namespace hetlora {
 namespace {
 
 using testing_train::hashed_factors;
-
-/// Two matrices of odd shapes.
-AdapterLayout odd_layout() { return {{{"layer.0.q", 0, "q_proj", 5, 7}, {"layer.0.v", 0, "v_proj", 3, 9}}}; }
-
-/// Writes a client's gradient from its canonical form; padded slots become 0, as the engine leaves them.
-void set_gradient(AdapterGroup& group, const AdapterLayout& layout, std::int64_t client,
-                  const std::vector<double>& canonical, std::int64_t lora_rank) {
-    AdapterGroup scratch(layout, 1, group.width(), false, group.theta_CP.options());
-    scratch.set(0, canonical, lora_rank);
-    group.gradient_CP.select(0, client).copy_(scratch.theta_CP.select(0, 0));
-}
+using testing_train::odd_layout;
+using testing_train::set_gradient;
 
 double norm(const std::vector<double>& values) {
     double sum = 0.0;

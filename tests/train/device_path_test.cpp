@@ -10,17 +10,10 @@
 namespace hetlora {
 namespace {
 
+using testing_train::AtenForced;
 using testing_train::hashed_factors;
 using testing_train::relative_difference;
 using testing_train::World;
-
-/// Runs ATen's ops on the CPU while it lives.
-struct AtenForced {
-    AtenForced() { ops::force_aten(true); }
-    ~AtenForced() { ops::force_aten(false); }
-    AtenForced(const AtenForced&) = delete;
-    AtenForced& operator=(const AtenForced&) = delete;
-};
 
 std::vector<ClientOutcome> trained(World& world, const std::vector<std::size_t>& clients) {
     constexpr std::array<std::int64_t, 4> lora_ranks{3, 8, 5, 11};

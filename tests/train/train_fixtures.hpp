@@ -10,6 +10,7 @@
 #include "hetlora/base/random.hpp"
 #include "hetlora/data/corpus.hpp"
 #include "hetlora/model/engine.hpp"
+#include "hetlora/tensor/ops.hpp"
 #include "make_corpus.hpp"
 
 namespace hetlora::testing_train {
@@ -53,6 +54,50 @@ inline std::vector<double> hashed_factors(const AdapterLayout& layout, int numbe
         factors[i] = size * standard_normal(hash_seed(6, Purpose::test, number, i));
     return factors;
 }
+
+/// Two matrices of odd shapes.
+inline AdapterLayout odd_layout() { return {{{"layer.0.q", 0, "q_proj", 5, 7}, {"layer.0.v", 0, "v_proj", 3, 9}}}; }
+
+/// Writes a client's gradient from its canonical form; padded slots become 0, as the engine leaves them.
+inline void set_gradient(AdapterGroup& group, const AdapterLayout& layout, std::int64_t client,
+                         const std::vector<double>& canonical, std::int64_t lora_rank) {
+    AdapterGroup scratch(layout, 1, group.width(), false, group.theta_CP.options());
+    scratch.set(0, canonical, lora_rank);
+    group.gradient_CP.select(0, client).copy_(scratch.theta_CP.select(0, 0));
+}
+
+/// Which elements of the canonical form train, asked of each of them: a slot and its factor must.
+inline std::vector<bool> trains_by_element(const AdapterLayout& layout, std::int64_t lora_rank, TrainedFactors factors,
+                                           const std::vector<std::uint8_t>& slots) {
+    std::vector<bool> trains;
+    for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
+        for (const TrainedFactors only : {TrainedFactors::a_only, TrainedFactors::b_only}) {
+            const auto& matrix = layout.matrices[m];
+            const std::int64_t width = only == TrainedFactors::a_only ? matrix.d_in : matrix.d_out;
+            for (std::int64_t i = 0; i < lora_rank * width; ++i) {
+                const auto slot = m * static_cast<std::size_t>(lora_rank) + static_cast<std::size_t>(i / width);
+                const bool factor_trains = factors == TrainedFactors::both || factors == only;
+                trains.push_back(factor_trains && (slots.empty() || slots[slot] != 0));
+            }
+        }
+    }
+    return trains;
+}
+
+/// A mask [matrix, slot] of hashed 0 and 1.
+inline std::vector<std::uint8_t> hashed_mask(const AdapterLayout& layout, int number, std::int64_t lora_rank) {
+    std::vector<std::uint8_t> mask(layout.matrices.size() * static_cast<std::size_t>(lora_rank));
+    for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = hash_seed(7, Purpose::test, number, i) % 2;
+    return mask;
+}
+
+/// Runs ATen's ops on the CPU while it lives, as a GPU would.
+struct AtenForced {
+    AtenForced() { ops::force_aten(true); }
+    ~AtenForced() { ops::force_aten(false); }
+    AtenForced(const AtenForced&) = delete;
+    AtenForced& operator=(const AtenForced&) = delete;
+};
 
 /// Five training clients (0 to 4) with ragged windows, and two held-out ones.
 class SmallCorpus {

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "hetlora/fed/round.hpp"
 #include "hetlora/fed/strategy.hpp"
 #include "hetlora/model/engine.hpp"
+#include "hetlora/store/run_log_rows.hpp"
 #include "hetlora/train/evaluation.hpp"
 
 namespace hetlora {
@@ -29,15 +31,21 @@ struct Experiment {
     std::unique_ptr<Corpus> corpus;
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;
-    double global_scale = 1.0;           ///< s of the global adapter, at rank_max
-    std::vector<std::string> placement;  ///< on root only: where every MPI rank runs
-    std::string base_sha256;             ///< on root only
-    std::string data_sha256;             ///< on root only
+    std::vector<WindowRef> test_windows;  ///< where evaluation.test asks for them
+    double global_scale = 1.0;            ///< s of the global adapter, at rank_max
+    std::vector<std::string> placement;   ///< on root only: where every MPI rank runs
+    std::string base_sha256;              ///< on root only
+    std::string data_sha256;              ///< on root only
 };
 
 /// Loads model and data, draws the lora_ranks and checks that all of it fits together.
 /// @throws AgreedError on every mpi_rank
 [[nodiscard]] Experiment build_experiment(Transport& transport, const Settings& settings);
+
+/// The rows of /clients before training.
+[[nodiscard]] std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population);
+/// The same from the data file alone, without a model. @throws Error if the settings do not fit the data
+[[nodiscard]] std::vector<ClientRow> clients_of_data(const Settings& settings);
 
 /// What the user is told before training: clients, ranks drawn, parameters, bytes a round, threads, device.
 [[nodiscard]] std::string describe_experiment(const Experiment& experiment, const Transport& transport);
@@ -47,12 +55,36 @@ struct Experiment {
 [[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
                                              std::span<const double> global, std::span<const WindowRef> windows);
 
+/// Which of the clients' own held-out windows methods are evaluated on whose clients keep a factor of their own.
+struct PersonalEvaluation {
+    PrivateFactors& private_factors;
+    EvaluationPart part = EvaluationPart::valid;
+    std::int64_t sequences = 0;  ///< shared out evenly, at least one window each; 0: all
+};
+/// One client's own adapter on its own windows.
+struct PersonalSums {
+    std::int64_t client = 0;
+    EvaluationSums sums;
+};
+/// Every client that may train and has held-out windows, with its own B beside the global A: on root in the order of
+/// the clients, elsewhere nothing. The sums are the same bits for any number of mpi_ranks.
+[[nodiscard]] std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experiment,
+                                                      std::span<const double> global, const PersonalEvaluation& wanted);
+/// Their total, known to all mpi_ranks. @throws Error (input) if no client has held-out windows
+[[nodiscard]] EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment,
+                                               std::span<const double> global, const PersonalEvaluation& wanted);
+
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);
 
+/// The sums of unit updates of a round, empty; nothing without log.spectra.
+[[nodiscard]] std::optional<UpdateDrift> make_drift(const Experiment& experiment);
+
 /// What run_round() asks for. The references (settings may be changed ones) must outlive the rounds.
+/// @param private_factors where strategy.is_personal()
 [[nodiscard]] RoundContext round_context(Transport& transport, Experiment& experiment, Population& population,
-                                         UploadAccumulator& accumulator, const Settings& settings);
+                                         UploadAccumulator& accumulator, const Settings& settings,
+                                         PrivateFactors* private_factors);
 
 struct ResumePoint;
 

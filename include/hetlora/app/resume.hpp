@@ -34,15 +34,22 @@ void check_same_run(const ResumePoint& point, const Experiment& experiment);
 /// What a run carries from round to round, beside its settings.
 struct CarriedState {
     std::int64_t round = 0;           ///< last complete round
-    std::vector<double> global;       ///< canonical form at rank_max
+    ServerState server;               ///< global adapter and the server optimiser's moments
     std::vector<double> base_losses;  ///< every client's loss before training; empty without evaluation.clients
     std::vector<std::int64_t>
         lora_ranks;  ///< every client's after `round`: the population may be a round ahead at a stop
+    std::vector<std::int64_t> private_rounds;  ///< Population::private_rounds(); empty where nothing is private
+    /// The changed frozen matrices, by adapted matrix; empty where the base never changes. (Root's; the checkpoint has
+    /// them as they are: a low-rank form would grow with every round.)
+    std::vector<std::vector<double>> base;
 };
+/// What is carried on after a round, taken from the experiment's population and engine. Call on root.
+[[nodiscard]] CarriedState carried_state(const Experiment& experiment, std::int64_t round, const ServerState& server,
+                                         const std::vector<double>& base_losses);
 /// The same as a checkpoint.
 [[nodiscard]] Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state);
 
-/// Root's checkpoint into every mpi_rank's population and the returned state (`global` counts on root only).
+/// Root's checkpoint into every mpi_rank's population and engine, and the returned state (`server` counts on root).
 [[nodiscard]] CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, const ResumePoint& point);
 
 }  // namespace hetlora

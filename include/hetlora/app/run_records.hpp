@@ -13,15 +13,20 @@
 namespace hetlora {
 
 /// Appends a round's participations and its resulting global adapter to the trace.
-/// @param received_from the global adapter that the clients received, canonical form at rank_max
 void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
-                 std::span<const double> received_from, std::span<const double> global, std::int64_t round);
+                 std::span<const double> global, std::int64_t round);
 
 /// The columns of /rounds that come from the clients' reports: losses, counts, true bytes, times.
-void fill_from_reports(RoundRow& row, const Experiment& experiment, const RoundOutcome& outcome);
+/// @param delta_before bytes of the base's change in the round before, which every client of this round receives
+void fill_from_reports(RoundRow& row, const RoundOutcome& outcome, std::int64_t delta_before);
 [[nodiscard]] std::vector<ParticipationRow> participation_rows(const RoundOutcome& outcome);
 void fill_from_global(RoundRow& row, const Experiment& experiment, std::span<const double> global,
                       const SlotStatistics& slots);
+/// True for the rounds after which every matrix is looked at (log.spectra); the same on every mpi_rank.
+[[nodiscard]] bool is_spectra_round(const Settings& settings, std::int64_t round);
+/// The rows of /layers. @param before the global adapter before the round, canonical form at rank_max
+[[nodiscard]] std::vector<LayerRow> layer_rows(const Experiment& experiment, std::span<const double> before,
+                                               std::span<const double> global, std::span<const double> client_cosines);
 void fill_from_evaluation(RoundRow& row, const EvaluationSums& sums);
 
 /// What a whole run sent and took.

@@ -36,11 +36,30 @@ struct AdapterLayout {
     [[nodiscard]] std::int64_t offset_b(std::size_t matrix, std::int64_t lora_rank) const;
 };
 
+/// Which factors of an adapter local training changes; the other one stays as it was received.
+enum class TrainedFactors { both, a_only, b_only };
+
 /// Copies the leading min(from_rank, to_rank) slots of every matrix; slots beyond from_rank become 0.
 /// With to_rank < from_rank this is HetLoRA's truncation, with to_rank > from_rank its zero-padding.
 /// @pre from.size() == layout.parameters(from_rank), to.size() == layout.parameters(to_rank)
 template <typename T>
 void resize_adapter(const AdapterLayout& layout, std::span<const T> from, std::int64_t from_rank, std::span<T> to,
                     std::int64_t to_rank);
+
+/// Gathers slots: slot j of every matrix of `to` is slot slots[j] of `from`, in any order. With slots 0 to k - 1 it is
+/// resize_adapter's truncation.
+/// @pre from.size() == layout.parameters(from_rank), to.size() == layout.parameters(slots.size())
+/// @throws Error (bug) for other sizes, or a slot outside [0, from_rank)
+template <typename T>
+void select_slots(const AdapterLayout& layout, std::span<const T> from, std::int64_t from_rank,
+                  std::span<const std::int64_t> slots, std::span<T> to);
+
+/// Scatters slots, the inverse of select_slots: slot slots[j] of every matrix of `to` becomes slot j of `from`, the
+/// others stay. Of a slot that is named twice the last one counts.
+/// @pre from.size() == layout.parameters(slots.size()), to.size() == layout.parameters(to_rank)
+/// @throws Error (bug) for other sizes, or a slot outside [0, to_rank)
+template <typename T>
+void place_slots(const AdapterLayout& layout, std::span<const T> from, std::span<const std::int64_t> slots,
+                 std::span<T> to, std::int64_t to_rank);
 
 }  // namespace hetlora

@@ -23,6 +23,8 @@ enum class Purpose : std::uint64_t {
     pretrain_init = 10,
     pretrain_order = 11,
     test = 12,
+    slot_choice = 13,
+    fresh_adapter = 14,
 };
 
 /// The finaliser of SplitMix64: a bijection of 64 bits with full avalanche.

@@ -39,7 +39,8 @@ struct CommandLine {
     std::string verb;  ///< empty where only help or the version is asked for
     bool help = false;
     bool version = false;
-    bool reference = false;  ///< check --reference: print the reference config file
+    bool reference = false;   ///< check --reference: print the reference config file
+    bool print_json = false;  ///< strategies --json: the table for other programs
     bool resume = false;
     bool merged = false;
     std::optional<std::filesystem::path> config = std::nullopt;

@@ -2,6 +2,7 @@
 // reference file with every key.
 #pragma once
 
+#include <map>
 #include <string>
 #include <string_view>
 
@@ -15,7 +16,10 @@ namespace hetlora {
 [[nodiscard]] std::string resolved_ini(const Settings& settings, std::string_view header = {});
 
 /// The same as a JSON object of sections with typed values; policies that the preset decides are "preset".
-[[nodiscard]] std::string resolved_json(const Settings& settings);
+/// @param resolved_strategy  what these policies are (fed's logged_strategy()): the section `resolved_strategy`, for
+///                           readers only; left out where empty
+[[nodiscard]] std::string resolved_json(const Settings& settings,
+                                        const std::map<std::string, std::string>& resolved_strategy = {});
 
 /// What a run's identity is made of, one "name=value" a line: the keys that can change the result and are not at
 /// their default, and the content of base, data and rank_file. Two runs can be compared by it.

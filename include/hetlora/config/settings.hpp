@@ -20,16 +20,27 @@ enum class AdapterInit { kaiming_uniform, gaussian };
 enum class OptimizerKind { sgd, adamw };
 enum class LearningRateSchedule { constant, linear, cosine };
 enum class OnNonfinite { drop, stop };
-enum class SlotNorm { all, contributors };
+enum class SlotSelect { prefix, random, importance, scored };
+enum class Receive { selected, all };
+enum class SlotScale { none, sketch };
+enum class Trainable { both, b, alternate };
+enum class LocalExtra { none, tail_prune, proximal };
+enum class SharedFactors { both, a };
 enum class ClientWeight { uniform, samples, sparsity };
-enum class LocalExtra { none, tail_prune };
+enum class Merge { factors, product, stack };
+enum class SlotNorm { all, contributors, levels, replicate };
 enum class Aggregate { parameters, deltas };
+enum class FactorSplit { left, sqrt, right };
+enum class BaseUpdate { none, merge, truncated, residual };
+enum class ServerOptimizer { none, momentum, adam };
+enum class RankSchedule { none, annealing };
 enum class PruneReference { received, initial };
 enum class PruneRounding { floor, nearest, ceil };
 enum class WeightScope { client, matrix };
 enum class WeightNorm { root_sum_squares, sum };
 enum class KeepUncovered { no, last, refill };
 enum class EvaluationPart { valid, test };
+enum class TestEvaluation { none, last, best };
 enum class EvaluationClients { none, final };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class VectorChoice { automatic, baseline, avx2, avx512 };
@@ -111,10 +122,29 @@ struct LocalSettings {
 struct StrategySettings {
     std::string preset = "hetlora";
     /// The policies; unset = as in the preset's row.
-    std::optional<SlotNorm> slot_norm;
-    std::optional<ClientWeight> client_weight;
+    std::optional<SlotSelect> slot_select;
+    std::optional<Receive> receive;
+    std::optional<SlotScale> slot_scale;
+    std::optional<Trainable> trainable;
     std::optional<LocalExtra> local_extra;
+    std::optional<SharedFactors> shared_factors;
+    std::optional<ClientWeight> client_weight;
+    std::optional<Merge> merge;
+    std::optional<SlotNorm> slot_norm;
     std::optional<Aggregate> aggregate;
+    std::optional<FactorSplit> factor_split;
+    std::optional<BaseUpdate> base_update;
+    std::optional<ServerOptimizer> server_optimizer;
+    std::optional<RankSchedule> rank_schedule;
+    std::optional<KeepUncovered> keep_uncovered;
+    double keep_energy = 0.95;  ///< share of the squared singular values that base_update = truncated keeps
+    double prox_mu = 0.01;
+    double server_learning_rate = 1;
+    double server_beta1 = 0.9;
+    double server_beta2 = 0.99;
+    double server_epsilon = 1e-3;
+    std::vector<std::int64_t> rank_levels;  ///< for slot_norm = levels; empty = the lora_ranks drawn at the start
+    double anneal_start = 0.2;              ///< share of the rounds before rank_schedule = annealing begins to fall
     double prune_gamma = 0.99;
     double prune_lambda = 0.01;
     PruneReference prune_reference = PruneReference::received;
@@ -123,7 +153,6 @@ struct StrategySettings {
     WeightScope weight_scope = WeightScope::client;
     WeightNorm weight_norm = WeightNorm::root_sum_squares;
     bool weight_includes_scale = false;
-    KeepUncovered keep_uncovered = KeepUncovered::no;
     bool operator==(const StrategySettings&) const = default;
 };
 
@@ -132,6 +161,7 @@ struct EvaluationSettings {
     std::vector<std::string> metrics = {"perplexity", "accuracy"};
     std::int64_t sequences = 0;  ///< windows; 0 = all
     EvaluationPart part = EvaluationPart::valid;
+    TestEvaluation test = TestEvaluation::none;
     EvaluationClients clients = EvaluationClients::none;
     std::int64_t samples = 0;
     std::int64_t sample_tokens = 40;
@@ -161,6 +191,11 @@ struct CheckpointSettings {
     std::vector<std::string> signals = {"USR2", "TERM"};  ///< that stop the run with a checkpoint
     double lead_s = 120;                                  ///< time between such a signal and the end of the job
     bool operator==(const CheckpointSettings&) const = default;
+};
+
+struct LogSettings {
+    std::int64_t spectra = 0;  ///< rounds between looks at each matrix (/layers of run.h5); 0 = never
+    bool operator==(const LogSettings&) const = default;
 };
 
 struct OutputSettings {
@@ -205,6 +240,7 @@ struct Settings {
     ComputeSettings compute;
     CommSettings comm;
     CheckpointSettings checkpoint;
+    LogSettings log;
     OutputSettings output;
     PretrainSettings pretrain;
     /// Keys that the file or the command line set, as "section.key".

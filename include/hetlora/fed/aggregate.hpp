@@ -3,8 +3,11 @@
 //
 //     sum[m, i] += s_k,m * slot_i(k, m)          for the slots i < lora_rank_after of client k, for A and Bt alike
 //
-// with the client's factors (aggregate = parameters) or their change against what it received (deltas). The weights
-// s are not normalised here: Z is only known once every client has reported (merge.hpp divides).
+// with the client's factors (aggregate = parameters) or their change against what it received (deltas), and slot_i the
+// client's slot that stands at place i of the global adapter (its leading ones, or those chosen for it). Only the
+// factors that are sent in the round are summed. slot_norm = replicate keeps a second sum, over the clients of the
+// largest lora_rank alone, behind the first one. The weights s are not normalised here: Z is only known once every
+// client has reported (merge.hpp divides).
 //
 // If every weight that could reach a slot is 0 (all B A are zero), the merge falls back to uniform weights. Clients
 // with weight 0 are therefore also summed without weight, in a second sum that exists only once there is such a client.
@@ -18,6 +21,7 @@
 #include "hetlora/base/adapter_layout.hpp"
 #include "hetlora/comm/exact_sum.hpp"
 #include "hetlora/config/settings.hpp"
+#include "hetlora/fed/strategy.hpp"
 
 namespace hetlora {
 
@@ -42,9 +46,11 @@ private:
 
 /// One client's contribution, in canonical form.
 struct ClientUpload {
-    std::int64_t client = 0;             ///< for messages
-    std::span<const double> factors{};   ///< at lora_rank
-    std::int64_t lora_rank = 0;          ///< after pruning
+    std::int64_t client = 0;            ///< for messages
+    std::span<const double> factors{};  ///< at lora_rank
+    std::int64_t lora_rank = 0;         ///< after pruning
+    /// Places of the client's slots in the global adapter, ascending; empty: the leading lora_rank ones.
+    std::span<const std::int32_t> slots{};
     std::span<const double> received{};  ///< at received_lora_rank; used by deltas only
     std::int64_t received_lora_rank = 0;
     std::span<const double> weights{};  ///< one per matrix, >= 0 (client_weights())
@@ -57,6 +63,12 @@ struct AggregationOptions {
     ReductionKind reduction = ReductionKind::exact;
 };
 
+/// What the sums of one round are about.
+struct RoundScope {
+    Factors sent;                        ///< the other factor is not summed
+    std::int64_t largest_lora_rank = 0;  ///< of the cohort; used by slot_norm = replicate only
+};
+
 class UploadAccumulator {
 public:
     UploadAccumulator(AdapterLayout layout, const AggregationOptions& options);
@@ -65,8 +77,8 @@ public:
     /// @throws Error (training) naming the client if a contribution is not finite or too large for the sum; the
     ///         accumulator is then as before
     void add(const ClientUpload& upload);
-    /// Forgets the round and keeps the memory.
-    void clear();
+    /// Forgets the last round, keeps the memory, and starts a new one.
+    void begin(const RoundScope& scope = {});
 
     /// [n_matrices * rank_max]: 1 where a client of this mpi_rank has a positive weight for the slot (slot_norm =
     /// contributors) or for the matrix (all), else 0.
@@ -74,16 +86,19 @@ public:
     /// Replaces the sums of slots without any positive weight anywhere by the unweighted ones.
     /// @param has_weight the element-wise maximum of has_weight() over all mpi_ranks
     void settle(std::span<const std::int64_t> has_weight);
-    /// The sums, P(rank_max) values in canonical form at rank_max.
+    /// The sums, P(rank_max) values in canonical form at rank_max (twice that for slot_norm = replicate).
     [[nodiscard]] const UploadSum& sums() const { return weighted_; }
     [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
     [[nodiscard]] std::int64_t rank_max() const { return options_.rank_max; }
 
 private:
     void check(const ClientUpload& upload) const;
+    void mark_weight(const ClientUpload& upload, std::size_t matrix);
+    void add_rows(const ClientUpload& upload, double weight, std::span<const double> values, std::size_t first);
 
     AdapterLayout layout_;
     AggregationOptions options_;
+    RoundScope scope_;
     UploadSum weighted_;
     std::unique_ptr<UploadSum> unweighted_;
     std::vector<std::int64_t> has_weight_;

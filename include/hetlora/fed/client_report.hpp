@@ -1,6 +1,7 @@
 // What root learns about each client of a round, besides the sums: one small record per participation.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -27,9 +28,18 @@ struct ClientReport {
     double t_train_s = std::numeric_limits<double>::quiet_NaN();
     std::int64_t pack = 0;
     std::int64_t mpi_rank = 0;
-    bool dropped = false;  ///< non-finite: counts for nothing in the merge
+    std::int64_t bytes_up = 0;    ///< what a real client would send (true_bytes_up())
+    std::int64_t bytes_down = 0;  ///< what it would receive
+    bool dropped = false;         ///< non-finite: counts for nothing in the merge
     /// Weight before normalisation, per matrix (see client_weights()); may be empty if dropped.
     std::vector<double> weights{};
+    /// Places of its slots in the global adapter, ascending; empty: the leading lora_rank_after ones.
+    std::vector<std::int32_t> slots{};
+
+    [[nodiscard]] bool has_slot(std::int64_t slot) const {
+        if (slots.empty()) return slot < lora_rank_after;
+        return std::ranges::binary_search(slots, static_cast<std::int32_t>(slot));
+    }
 };
 
 /// Byte form of reports, for a gather between processes of one run (same machine type, not a file format).

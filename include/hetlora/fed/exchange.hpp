@@ -4,8 +4,11 @@
 //   1. broadcast_adapter       root's global adapter to all
 //   2. (agree() over the training of this round, comm/agree.hpp)
 //   3. gather_reports          one record per client to root
-//   4. reduce_uploads          flags of used weights to all, then the weighted sums to root
-//   5. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
+//   4. reduce_uploads          flags of used weights to all, then the weighted sums to root (merge = factors)
+//      gather_uploads          every client's factors to root (methods that need them)
+//      broadcast_base_change   what root made of them for the frozen base to all (base_update)
+//   5. reduce_drift            in the rounds that log.spectra looks at: sums of unit updates to root
+//   6. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
 #pragma once
 
 #include <cstdint>
@@ -16,6 +19,8 @@
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
 #include "hetlora/fed/client_report.hpp"
+#include "hetlora/fed/drift.hpp"
+#include "hetlora/fed/low_rank.hpp"
 #include "hetlora/fed/plan.hpp"
 #include "hetlora/fed/population.hpp"
 
@@ -35,6 +40,22 @@ void broadcast_adapter(Transport& transport, std::span<double> global, Precision
 /// @return on root P(rank_max) sums in canonical form, elsewhere nothing. With the exact reduction these are the fp64
 ///         values nearest to the exact sums, whatever the number of mpi_ranks
 [[nodiscard]] std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator);
+
+/// What one client sent, where root needs every client's factors.
+struct GatheredUpload {
+    std::int64_t cohort_index = 0;
+    std::vector<double> factors;  ///< canonical form at the lora_rank after pruning; empty: dropped
+};
+/// @return on root one for every client of the plan, in cohort order (dropped clients have no factors); elsewhere
+///         nothing
+[[nodiscard]] std::vector<GatheredUpload> gather_uploads(Transport& transport, const RoundPlan& plan,
+                                                         std::span<const GatheredUpload> mine);
+
+/// Copies root's change of the base to all mpi_ranks. An empty one becomes one with no slots in any matrix.
+void broadcast_base_change(Transport& transport, LowRankDelta& change, const AdapterLayout& layout);
+
+/// The clients' mean pairwise cosines, one per matrix: on root, elsewhere nothing.
+[[nodiscard]] std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift);
 
 /// Writes the cohort's lora_ranks after pruning into every mpi_rank's population (dropped clients keep theirs).
 /// @param reports root's reports in cohort order; ignored elsewhere

@@ -28,6 +28,17 @@ struct AdapterInitLaw {
 /// The global adapter of round 0, canonical form at rank_max.
 [[nodiscard]] std::vector<double> initial_adapter(const AdapterLayout& layout, const AdapterInitLaw& law);
 
+/// Whose fresh adapter.
+struct FreshAdapter {
+    std::int64_t round = 0;
+    std::int64_t client = 0;
+};
+/// An adapter of a client's own for one round, of methods that start afresh in each (hashed with
+/// Purpose::fresh_adapter, round and client): A by the law, B = 0.
+/// @param adapter canonical form at lora_rank
+void fresh_adapter(const AdapterLayout& layout, const AdapterInitLaw& law, const FreshAdapter& whose,
+                   std::int64_t lora_rank, std::span<double> adapter);
+
 /// Writes a fresh row of A for a slot that nobody covered in this round (hashed with Purpose::refill and the round).
 /// @param row [d_in]
 void refill_row(const AdapterInitLaw& law, std::int64_t round, std::size_t matrix, std::int64_t slot,

@@ -3,7 +3,9 @@
 //   slot i of matrix m, A and Bt alike:   new = base + sum_k s_k,m slot_i(k, m) / Z_m,i
 //
 //   Z_m,i   slot_norm = all: sum of s_k,m over all clients that were not dropped (a missing slot counts as zeros)
-//           contributors:   over those with lora_rank_after > i
+//           contributors:   over those that have slot i
+//           replicate:      all, and a missing slot counts as the weighted mean over the clients of the largest
+//                           lora_rank (second half of the sums)
 //           if that sum is 0: every such client counts 1 (the sums come unweighted then, see aggregate.hpp)
 //   base    0 for aggregate = parameters, the old global adapter for deltas
 //   a slot that no client has (uncovered), parameters form:
@@ -31,7 +33,9 @@ struct MergeInput {
     const Strategy& strategy;
     std::int64_t round = 0;
     std::span<const ClientReport> reports;  ///< in cohort order, dropped ones included
-    std::span<const double> sums;           ///< P(rank_max), from reduce_uploads()
+    Factors sent{};                         ///< the factor that was not sent keeps its previous values
+    std::int64_t largest_lora_rank = 0;     ///< as in RoundScope
+    std::span<const double> sums;           ///< from reduce_uploads(): P(rank_max), or twice that (replicate)
     std::span<const double> previous;       ///< P(rank_max), the global adapter that was sent out
     AdapterInitLaw init;                    ///< rank_max, rounding, and the law of refilled rows
 };

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "hetlora/fed/population.hpp"
@@ -17,11 +18,12 @@ struct Settings;
 
 struct PlanOptions {
     std::uint64_t seed_sampling = 0;
-    std::int64_t clients_per_round = 0;  ///< 0 = all eligible clients
-    std::int64_t steps = 0;              ///< local steps; 0 where epochs are set
-    std::int64_t epochs = 0;             ///< local epochs; 0 where steps are set
-    std::int64_t batch_size = 1;         ///< windows of a local step
-    std::int64_t pack_tokens = 1;        ///< aimed-at rows of a pack's step, > 0
+    std::int64_t clients_per_round = 0;                                     ///< 0 = all eligible clients
+    std::int64_t steps = 0;                                                 ///< local steps; 0 where epochs are set
+    std::int64_t epochs = 0;                                                ///< local epochs; 0 where steps are set
+    std::int64_t batch_size = 1;                                            ///< windows of a local step
+    std::int64_t pack_tokens = 1;                                           ///< aimed-at rows of a pack's step, > 0
+    std::int64_t lora_rank_cap = std::numeric_limits<std::int64_t>::max();  ///< of this round (lora_rank_cap())
 };
 
 /// @param pack_tokens the resolved value (never 0 = auto), the same on every mpi_rank

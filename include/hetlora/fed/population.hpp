@@ -31,6 +31,12 @@ public:
     [[nodiscard]] std::vector<std::int64_t> lora_ranks() const;
     /// Sets a pruned client's rank. @throws Error (bug) if it would grow or fall below 1
     void shrink_lora_rank(std::int64_t client, std::int64_t lora_rank);
+    /// Round after which a client stored private factors for the last time; 0: it never did (shared_factors = a).
+    [[nodiscard]] std::int64_t private_round(std::int64_t client) const;
+    void set_private_round(std::int64_t client, std::int64_t round);
+    [[nodiscard]] const std::vector<std::int64_t>& private_rounds() const { return private_rounds_; }
+    /// Restores those of a checkpoint. @throws Error (input) if the number of clients differs
+    void restore_private_rounds(std::span<const std::int64_t> rounds);
     /// Restores all ranks of a checkpoint.
     /// @throws Error (input) if the number of clients differs or a rank is not in [1, initial rank]
     void restore_lora_ranks(std::span<const std::int64_t> lora_ranks);
@@ -38,6 +44,7 @@ public:
 private:
     std::vector<RegisteredClient> clients_;
     std::vector<std::int64_t> eligible_;
+    std::vector<std::int64_t> private_rounds_;
 };
 
 }  // namespace hetlora

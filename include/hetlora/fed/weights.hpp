@@ -15,6 +15,9 @@ namespace hetlora {
 /// Sum of squares in a fixed order of operations (eight partial sums), independent of the vector width.
 [[nodiscard]] double sum_of_squares(std::span<const double> values);
 
+/// x . y in the same order of operations. @pre as many values in both
+[[nodiscard]] double dot_product(std::span<const double> x, std::span<const double> y);
+
 /// The Gram matrix rows rows^T, [n_rows, n_rows] row-major.
 /// @param rows [n_rows, width] row-major
 [[nodiscard]] std::vector<double> gram(std::span<const double> rows, std::int64_t n_rows);

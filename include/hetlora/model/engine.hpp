@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "hetlora/model/lora.hpp"
@@ -73,6 +74,8 @@ struct EngineOptions {
     GemmPath gemm = GemmPath::mkl;
     /// Keep only each layer's input and run its forward again in the backward: the same bits, less memory, more time.
     bool recompute = false;
+    /// Keep a copy of the adapted matrices in the residual stream's dtype, so that add_to_base() can change them.
+    bool base_changes = false;
 };
 
 class Engine {
@@ -95,6 +98,14 @@ public:
     /// Logits [L, V] of the batch's loss rows (target_L and row_scale_L are not read).
     [[nodiscard]] at::Tensor logits(const TokenBatch& batch);
 
+    /// W0 <- W0 + sum_i b_i a_i^T of one adapted matrix, added in float64 and rounded once.
+    /// @param a_RI [slots, d_in] row-major @param bt_RO [slots, d_out] row-major @pre options().base_changes
+    void add_to_base(std::size_t matrix, std::span<const double> a_RI, std::span<const double> bt_RO);
+    /// The present W0 of an adapted matrix, [d_out, d_in] row-major. @pre options().base_changes
+    [[nodiscard]] std::vector<double> base_matrix(std::size_t matrix) const;
+    /// Puts back what base_matrix() gave. @pre options().base_changes
+    void set_base_matrix(std::size_t matrix, std::span<const double> weight_OI);
+
     /// The weights; the dense layer matrices are undefined where options.gemm packs.
     [[nodiscard]] const LlamaWeights& weights() const { return weights_; }
     [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
@@ -109,6 +120,20 @@ private:
     struct FrozenLayer {
         FrozenLinear qkv, o, gate_up, down;
     };
+    /// A stacked matrix that may change, in full precision.
+    struct Changeable {
+        at::Tensor master_OI;
+        FrozenLinear* frozen = nullptr;
+        at::Tensor* dense = nullptr;
+    };
+    /// The rows of one adapted matrix in its stacked one.
+    struct BaseRows {
+        std::size_t changeable = 0;
+        std::int64_t first = 0;
+    };
+    void keep_changeable();
+    [[nodiscard]] at::Tensor base_rows(std::size_t matrix) const;
+    void refreeze(const Changeable& changeable);
 
     [[nodiscard]] at::Tensor forward(const TokenBatch& batch, const LoraPass& pass, std::vector<Saved>* saved);
     [[nodiscard]] at::Tensor layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass,
@@ -134,6 +159,8 @@ private:
     Arena arena_;    // what the backward needs, for the whole step
     Arena scratch_;  // temporaries of a phase
     std::unique_ptr<StepRunner> runner_;
+    std::vector<Changeable> changeable_;
+    std::vector<BaseRows> base_rows_;  // by adapted matrix
 };
 
 }  // namespace hetlora

@@ -1,6 +1,6 @@
 // Checkpoints: what a run needs to go on after a round exactly as if nothing had happened.
 //
-//     RUN/checkpoint/round_000012/state.safetensors   numbers: F64 and I64 vectors by name
+//     RUN/checkpoint/round_000012/state.safetensors   numbers: F64, F32 and I64 vectors by name
 //                                 manifest.json       schema, run, round, texts (the resolved config, hashes)
 //                                 SHA256SUMS          of both (`sha256sum -c` reads it)
 //
@@ -27,6 +27,7 @@ struct Checkpoint {
     std::map<std::string, std::string> texts{};
     std::map<std::string, std::vector<double>> numbers{};
     std::map<std::string, std::vector<std::int64_t>> integers{};
+    std::map<std::string, std::vector<float>> floats{};  ///< large ones that are fp32 anyway
 };
 
 /// Writes RUN/checkpoint/round_NNNNNN and then removes all but the newest `keep` of them (keep >= 1).

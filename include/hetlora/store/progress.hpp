@@ -17,12 +17,16 @@
 namespace hetlora {
 
 /// One round as a line of JSON without the newline: the columns of /rounds by name, "participation" as a list of
-/// objects with the columns of /participation (without `round`), "slots" with energy and n_contributors.
+/// objects with the columns of /participation (without `round`), "slots" with energy and n_contributors;
+/// where it was measured, "layers" as a list of objects with the columns of /layers.
 [[nodiscard]] std::string progress_line(const RoundRecord& record, std::span<const ExtraMetric> extra_metrics);
 
 /// Reads a line back; null becomes NaN. @throws Error (input) naming `where` for a line that is none of ours.
 [[nodiscard]] RoundRecord parse_progress_line(std::string_view line, std::span<const ExtraMetric> extra_metrics,
                                               const std::string& where);
+
+/// The further metrics that a line names, without units and long names (which only run.h5 has); none for a bad line.
+[[nodiscard]] std::vector<ExtraMetric> progress_extra_metrics(std::string_view line);
 
 /// All complete rounds of a progress.jsonl, in order. A last line without its newline (a crash while writing) is left
 /// out. @throws Error (input) naming file and line otherwise.

@@ -61,6 +61,7 @@ public:
     [[nodiscard]] std::filesystem::path trace() const { return path_ / "trace.h5"; }
     [[nodiscard]] std::filesystem::path adapter() const { return path_ / "adapter"; }
     [[nodiscard]] std::filesystem::path checkpoints() const { return path_ / "checkpoint"; }
+    [[nodiscard]] std::filesystem::path private_factors() const { return path_ / "private"; }
     [[nodiscard]] std::filesystem::path complete() const { return path_ / "COMPLETE"; }
     /// Files that a user may put here while the run goes on: write a checkpoint now, or stop as on a signal.
     [[nodiscard]] std::filesystem::path checkpoint_request() const { return path_ / "CHECKPOINT"; }

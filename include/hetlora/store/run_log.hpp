@@ -34,6 +34,8 @@ struct RunLogHeader {
     std::vector<ExtraMetric> extra_metrics{};
     std::vector<ClientRow> clients{};  ///< all clients; their index is the `client` of the participations
     Provenance provenance{};
+    std::vector<std::string> layers{};  ///< names of the adapted matrices; empty: no /layers
+    std::string created_utc{};          ///< empty: now
 };
 
 /// Writes run.h5. Move-only.
@@ -43,8 +45,10 @@ public:
     /// @throws Error (environment) if the file exists or cannot be written; a half-made file is removed.
     [[nodiscard]] static RunLog create(const std::filesystem::path& path, const RunLogHeader& header);
     /// Opens an existing log to go on after `keep_rounds` committed rows (row 0 included); later rows are cut off.
-    /// @throws Error (input) if it is no log of this schema or has fewer committed rows.
-    [[nodiscard]] static RunLog reopen(const std::filesystem::path& path, std::int64_t keep_rounds);
+    /// @param layers as RunLogHeader::layers: /layers is made where they are named and the log has none
+    /// @throws Error (input) if it is no log of this schema, has fewer committed rows or other layers.
+    [[nodiscard]] static RunLog reopen(const std::filesystem::path& path, std::int64_t keep_rounds,
+                                       std::span<const std::string> layers = {});
 
     RunLog(RunLog&&) noexcept;
     RunLog& operator=(RunLog&&) noexcept;
@@ -54,8 +58,9 @@ public:
     /// Appends one round and commits it. Call once per round, for row 0 first (participation empty). If it throws,
     /// nothing is committed and the same round may be appended again.
     /// @pre row.round == committed_rounds(); every participation has this round; slots have rank_max elements;
-    ///      row.extra_metrics is empty or has one value per extra metric
-    void append_round(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots);
+    ///      row.extra_metrics is empty or has one value per extra metric; layers is empty or has one row per layer
+    void append_round(const RoundRow& row, std::span<const ParticipationRow> participation, const SlotRow& slots,
+                      std::span<const LayerRow> layers = {});
     /// Fills eval_loss_base and eval_loss_final of /clients, one value per client (NaN where not measured), and
     /// flushes.
     void set_client_final(std::span<const double> eval_loss_base, std::span<const double> eval_loss_final);

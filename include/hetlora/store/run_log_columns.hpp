@@ -53,7 +53,11 @@ struct Column {
 /// Columns of /clients but for the text column `name`; its dimension scale is `client` (0, 1, ...).
 [[nodiscard]] std::span<const Column<ClientRow>> client_columns() noexcept;
 
-/// A column that is no plain field of a row: scales, texts and the 2-D columns of /slots.
+/// Columns of /layers with one number per round and matrix.
+[[nodiscard]] std::span<const Column<LayerRow>> layer_columns() noexcept;
+
+/// A column that is no plain field of a row: scales, texts, the 2-D columns of /slots and the 3-D one of
+/// /layers.
 struct SpecialColumn {
     std::string_view group;
     std::string_view name;

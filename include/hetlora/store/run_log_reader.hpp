@@ -17,10 +17,16 @@ struct ColumnData {
     std::string units{};
     std::string long_name{};
     std::string type{};                 ///< "int8", "int32", "int64", "float64" or "string"
-    std::vector<std::int64_t> shape{};  ///< [rows] or [rows, slots]
+    std::vector<std::int64_t> shape{};  ///< [rows], [rows, slots] or [rows, layers, indices]
     std::vector<double> numbers{};      ///< row-major
     std::vector<std::int64_t> integers{};
     std::vector<std::string> texts{};
+};
+
+/// One round of /layers.
+struct LayerRound {
+    std::int64_t round = 0;
+    std::vector<LayerRow> layers{};
 };
 
 /// An open run.h5, read-only. Move-only.
@@ -28,6 +34,9 @@ class RunLogReader {
 public:
     /// @throws Error (input) if the file is missing, damaged, no run's log or of another schema version.
     [[nodiscard]] static RunLogReader open(const std::filesystem::path& path);
+    /// As open(), but committed rows, events and layers that cannot be counted are none: for what is left of a damaged
+    /// log. Every other call may throw. @throws Error (input) if the file does not open at all
+    [[nodiscard]] static RunLogReader open_damaged(const std::filesystem::path& path);
     RunLogReader(RunLogReader&&) noexcept;
     RunLogReader& operator=(RunLogReader&&) noexcept;
     ~RunLogReader();
@@ -51,6 +60,10 @@ public:
     [[nodiscard]] std::vector<RoundRow> rounds() const;
     [[nodiscard]] std::vector<ParticipationRow> participation() const;
     [[nodiscard]] std::vector<SlotRow> slots() const;
+    /// Names of the adapted matrices of /layers; empty if the log has none.
+    [[nodiscard]] std::vector<std::string> layer_names() const;
+    /// The rounds that /layers has, in order.
+    [[nodiscard]] std::vector<LayerRound> layers() const;
     [[nodiscard]] std::vector<ClientRow> clients() const;
     /// Further metrics of this log: names without "eval_", in the order of RoundRow::extra_metrics.
     [[nodiscard]] std::vector<ExtraMetric> extra_metrics() const;

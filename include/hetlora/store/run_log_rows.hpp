@@ -64,6 +64,17 @@ struct SlotRow {
     std::vector<std::int64_t> n_contributors{};  ///< clients of the cohort that had the slot
 };
 
+/// One adapted matrix in one round of /layers. W is the scaled global product, scale * B A.
+struct LayerRow {
+    std::string name{};                    ///< the matrix, e.g. model.layers.0.self_attn.q_proj
+    double update_norm = not_measured;     ///< ||W - W of the round before||_F
+    double product_norm = not_measured;    ///< ||W||_F
+    double effective_rank = not_measured;  ///< participation ratio of W's singular values
+    double leading_energy = not_measured;  ///< share of the rank_min largest of them in the sum of squares
+    double client_cosine = not_measured;   ///< mean pairwise cosine of the clients' updates
+    std::vector<double> singular_value{};  ///< [rank_max], largest first
+};
+
 /// One row of /clients.
 struct ClientRow {
     std::string name{};
@@ -79,6 +90,7 @@ struct RoundRecord {
     RoundRow round{};
     std::vector<ParticipationRow> participation{};
     SlotRow slots{};
+    std::vector<LayerRow> layers{};  ///< one per adapted matrix, the same in every round; empty: not measured
 };
 
 /// Where a run came from: attributes of /provenance (resolved config, command line, git commit and dirty flag,

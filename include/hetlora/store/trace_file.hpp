@@ -36,13 +36,15 @@ struct TraceStep {
 struct TraceEvent {
     std::int64_t round = 0;
     std::int64_t client = 0;
-    std::int64_t lora_rank_before = 0;
-    std::int64_t lora_rank_after = 0;
+    std::int64_t lora_rank = 0;         ///< the client's, before pruning
+    std::int64_t lora_rank_before = 0;  ///< slots of the adapter received: all of them where the others are frozen
+    std::int64_t lora_rank_after = 0;   ///< slots of the adapter sent
     bool dropped = false;
     double weight = 0.0;  ///< normalised over the cohort; with weight_scope = matrix the mean over matrices
     double learning_rate = 0.0;
-    std::span<const double> received{};  ///< P(lora_rank_before) values
-    std::span<const double> sent{};      ///< P(lora_rank_after) values
+    std::span<const double> received{};     ///< P(lora_rank_before) values
+    std::span<const double> sent{};         ///< P(lora_rank_after) values
+    std::span<const std::int64_t> slots{};  ///< chosen for the client, ascending; empty: the leading ones
     std::span<const TraceStep> steps{};
 };
 

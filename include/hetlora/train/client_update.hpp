@@ -1,22 +1,27 @@
-// What happens to one client's adapter after the backward of a local step: tail regulariser, clipping, optimiser.
+// What happens to one client's adapter after the backward of a local step: tail regulariser, proximal term, frozen
+// elements, clipping, optimiser.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "hetlora/model/lora.hpp"
 #include "hetlora/train/local_training.hpp"
+#include "hetlora/train/trained_elements.hpp"
 
 namespace hetlora {
 
-/// First and second moments of a group's clients, laid out like the adapters; empty for SGD. Fresh at each
-/// participation.
+/// What the updates of a group's clients keep from step to step. Fresh at each participation.
 struct OptimizerState {
     OptimizerState() = default;
     OptimizerState(const AdapterGroup& adapters, OptimizerKind kind);
-    at::Tensor moment1_CP;
+    at::Tensor moment1_CP;  ///< first and second moments, laid out like the adapters; undefined for SGD
     at::Tensor moment2_CP;
-    at::Tensor factor_P;  ///< update_clients_aten's map of a row, made when it is first needed
+    at::Tensor received_CP;                ///< the adapters as received; needed where options.prox_mu > 0
+    std::vector<TrainedElements> trained;  ///< by client; empty: everything trains. Fixed from the first update on
+    at::Tensor frozen_CP;                  ///< update_clients_aten's form of `trained`, made when it is first needed
+    at::Tensor factor_P;                   ///< update_clients_aten's map of a row, made when it is first needed
     at::Tensor slot_P;
 };
 
@@ -26,12 +31,13 @@ struct ClientStep {
     std::int64_t step = 1;  ///< 1-based step of this participation
 };
 
-/// gradient += d/dtheta of lambda * sum_m ||B_m tail|| ||A_m tail||; then gradient *= min(1, clip / (norm + 1e-6));
-/// then one optimiser step on the client's row. @pre the adapters live on the CPU
+/// gradient += d/dtheta of lambda * sum_m ||B_m tail|| ||A_m tail|| + mu/2 ||theta - received||^2; then gradient = 0
+/// where nothing trains; then gradient *= min(1, clip / (norm + 1e-6)); then one optimiser step on what trains of the
+/// client's row. The norms of the tails are over frozen elements, too. @pre the adapters live on the CPU
 void update_client(AdapterGroup& adapters, OptimizerState& state, std::int64_t client, const AdapterLayout& layout,
                    const ClientStep& step, const LocalOptions& options);
 
-/// update_client for the first clients of a group. On another device than the CPU it is update_clients_aten.
+/// update_client for the first clients of a group; without kernels for them (ops::has_kernels) update_clients_aten.
 void update_clients(AdapterGroup& adapters, OptimizerState& state, const AdapterLayout& layout,
                     std::span<const ClientStep> clients, const LocalOptions& options);
 

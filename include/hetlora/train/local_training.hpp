@@ -3,6 +3,8 @@
 // A client cannot tell that it was batched: loss normalisation, tail regulariser, clipping, optimiser state, dropout
 // mask, learning rate and number of steps are its own. HetLoRA's local objective (methods, step 2):
 //     L_k = F_k(W0 + s B_k A_k) + lambda * sum_m ||B_m[:, g:r]|| * ||A_m[g:r, :]||
+// FedProx adds mu/2 * ||theta - theta_received||^2. A client may train a part of its adapter only: one factor, or some
+// slots of each matrix; the rest takes part in the forward pass and leaves bit for bit as it came.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +28,7 @@ struct LocalOptions {
     double epsilon = 1e-8;
     double tail_lambda = 0.0;        ///< lambda of the tail regulariser
     double tail_norm_epsilon = 0.0;  ///< e in sqrt(sum x^2 + e); 0: subgradient 0 at 0
+    double prox_mu = 0.0;            ///< mu of FedProx; 0: off
     double dropout = 0.0;
     std::int64_t batch_size = 1;
     std::uint64_t seed_data = 0;  ///< order of batches and dropout masks
@@ -40,11 +43,15 @@ struct ClientTask {
     std::int64_t n_steps = 0;
     double scale = 1.0;                ///< s in W0 + s B A
     std::span<const double> received;  ///< canonical form at lora_rank
+    TrainedFactors trained_factors = TrainedFactors::both;
+    /// [matrix, slot], matrices * lora_rank values: not 0 where a slot of a matrix trains. Empty: all train. With
+    /// nothing trained, the client's losses are computed and its adapter stays.
+    std::span<const std::uint8_t> trained_slots = {};
 };
 
 /// One local step of one client.
 struct StepRecord {
-    double loss = 0.0;  ///< mean over the batch's loss tokens, regulariser excluded
+    double loss = 0.0;  ///< mean over the batch's loss tokens, without regulariser and proximal term
     std::int64_t n_loss_tokens = 0;
     std::vector<WindowRef> windows;
 };

@@ -1,0 +1,70 @@
+#include "hetlora/app/private_files.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <system_error>
+
+#include "hetlora/base/error.hpp"
+#include "hetlora/base/file_io.hpp"
+#include "hetlora/base/text.hpp"
+#include "hetlora/store/safetensors.hpp"
+
+namespace hetlora {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* tensor_name = "b";
+constexpr std::string_view prefix = "round_";
+
+fs::path folder_of(const fs::path& folder, std::int64_t client) { return folder / fmt::format("client_{:06}", client); }
+
+fs::path file_of(const fs::path& folder, std::int64_t client, std::int64_t round) {
+    return folder_of(folder, client) / fmt::format("{}{:06}.safetensors", prefix, round);
+}
+
+template <typename T>
+std::vector<double> values_of(std::span<const std::byte> bytes) {
+    std::vector<T> values(bytes.size() / sizeof(T));
+    if (!values.empty()) std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+    return {values.begin(), values.end()};
+}
+
+}  // namespace
+
+std::vector<double> PrivateFiles::load(std::int64_t client, std::int64_t round) {
+    const SafetensorsFile file(file_of(folder_, client, round));
+    const auto bytes = file.bytes(tensor_name);
+    return file.info(tensor_name).dtype == "F64" ? values_of<double>(bytes) : values_of<float>(bytes);
+}
+
+void PrivateFiles::store(std::int64_t client, std::int64_t round, std::span<const double> values) {
+    create_folder(folder_of(folder_, client));
+    const std::vector<float> rounded(fp32_ ? values.begin() : values.end(), values.end());
+    const std::vector<TensorData> tensors{{.name = tensor_name,
+                                           .dtype = fp32_ ? "F32" : "F64",
+                                           .shape = {std::ssize(values)},
+                                           .bytes = fp32_ ? std::as_bytes(std::span(rounded)) : std::as_bytes(values)}};
+    write_safetensors(file_of(folder_, client, round), tensors);
+}
+
+void PrivateFiles::forget_before(const RoundPlan& plan, std::int64_t oldest_checkpoint) const {
+    for (const PlannedClient& planned : plan.cohort) {
+        std::vector<std::int64_t> rounds;
+        std::error_code error;
+        for (fs::directory_iterator entry(folder_of(folder_, planned.client), error), end; !error && entry != end;
+             entry.increment(error)) {
+            const std::string stem = entry->path().stem().string();
+            if (!stem.starts_with(prefix)) continue;
+            if (const auto round = parse_integer(stem.substr(prefix.size()))) rounds.push_back(*round);
+        }
+        std::ranges::sort(rounds);
+        const auto first_later = std::ranges::upper_bound(rounds, oldest_checkpoint);
+        if (first_later == rounds.begin()) continue;
+        for (auto old = rounds.begin(); old != first_later - 1; ++old) {
+            fs::remove(file_of(folder_, planned.client, *old), error);  // one that stays costs space, nothing else
+        }
+    }
+}
+
+}  // namespace hetlora
