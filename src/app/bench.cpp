@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/private_files.hpp"
 #include "hetlora/base/error.hpp"

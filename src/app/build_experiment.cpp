@@ -89,19 +89,6 @@ Population make_population(const Settings& settings, Strategy& strategy, const C
     return Population(std::move(clients));
 }
 
-/// The entries of all mpi_ranks on root, ascending by `key`.
-template <typename Entry, typename Key>
-std::vector<Entry> gather_in_order(Transport& transport, const std::vector<Entry>& mine, Key key) {
-    std::vector<Entry> all;
-    for (const auto& bytes : transport.gather(std::as_bytes(std::span(mine)))) {
-        const std::size_t count = bytes.size() / sizeof(Entry);
-        all.resize(all.size() + count);
-        if (count > 0) std::memcpy(all.data() + all.size() - count, bytes.data(), count * sizeof(Entry));
-    }
-    std::ranges::sort(all, {}, key);
-    return all;
-}
-
 }  // namespace
 
 std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
@@ -226,81 +213,6 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         describe_device(experiment.engine->weights().options().device()), name_of(settings.compute.vector),
         name_of(settings.compute.gemm), settings.compute.pack_tokens,
         human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)), places);
-}
-
-EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std::span<const double> global,
-                               std::span<const WindowRef> windows) {
-    // Loss, tokens and correct of every batch; root adds them in the batches' order, whoever computed them.
-    struct BatchSums {
-        std::int64_t batch;
-        EvaluationSums sums;
-    };
-    const auto batches = evaluation_batches(windows, experiment.settings.compute.pack_tokens);
-    std::vector<BatchSums> mine;
-    skip_wait_for_look();
-    agree(transport, "evaluating", [&] {
-        const std::int64_t rank_max = experiment.settings.lora.rank_max;
-        AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
-                             experiment.engine->weights().options());
-        adapter.set(0, global, rank_max);
-        for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
-             b += static_cast<std::size_t>(transport.mpi_size())) {
-            mine.push_back({.batch = static_cast<std::int64_t>(b),
-                            .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b],
-                                                   &adapter, experiment.global_scale)});
-        }
-    });
-    const std::vector<BatchSums> all = gather_in_order(transport, mine, &BatchSums::batch);
-    EvaluationSums total;
-    for (const auto& entry : all) total += entry.sums;
-    transport.broadcast_values(std::span(&total, 1));
-    return total;
-}
-
-std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                        const PersonalEvaluation& wanted) {
-    const Settings& settings = experiment.settings;
-    const Part part = wanted.part == EvaluationPart::test ? Part::test : Part::valid;
-    const auto& clients = experiment.population->eligible();
-    const std::int64_t share = wanted.sequences == 0
-                                   ? std::numeric_limits<std::int64_t>::max()
-                                   : std::max<std::int64_t>(1, wanted.sequences / std::ssize(clients));
-    std::vector<PersonalSums> mine;
-    skip_wait_for_look();
-    agree(transport, "evaluating the clients' own adapters", [&] {
-        for (std::size_t i = static_cast<std::size_t>(transport.mpi_rank()); i < clients.size();
-             i += static_cast<std::size_t>(transport.mpi_size())) {
-            auto windows = experiment.corpus->client_evaluation_windows(clients[i], part);
-            if (windows.empty()) continue;
-            if (std::ssize(windows) > share) windows.resize(static_cast<std::size_t>(share));
-            const std::int64_t lora_rank = experiment.population->at(clients[i]).lora_rank;
-            std::vector<double> own(static_cast<std::size_t>(experiment.layout.parameters(lora_rank)));
-            resize_adapter<double>(experiment.layout, global, settings.lora.rank_max, own, lora_rank);
-            put_private_factors(experiment.layout, *experiment.population, clients[i], wanted.private_factors, own);
-            AdapterGroup adapter(experiment.layout, 1, lora_width(lora_rank), /*with_gradient=*/false,
-                                 experiment.engine->weights().options());
-            adapter.set(0, own, lora_rank);
-            PersonalSums entry{.client = clients[i], .sums = {}};
-            for (const auto& batch : evaluation_batches(windows, settings.compute.pack_tokens)) {
-                entry.sums += evaluate_batch(*experiment.engine, *experiment.corpus, windows, batch, &adapter,
-                                             lora_scale(settings.lora, lora_rank));
-            }
-            mine.push_back(entry);
-        }
-    });
-    return gather_in_order(transport, mine, &PersonalSums::client);
-}
-
-EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                 const PersonalEvaluation& wanted) {
-    EvaluationSums total;
-    for (const PersonalSums& entry : personal_sums(transport, experiment, global, wanted)) total += entry.sums;
-    transport.broadcast_values(std::span(&total, 1));
-    if (total.tokens == 0) {
-        throw input_error("{}: no client has held-out data of its own, and strategy.preset = {} is evaluated on that",
-                          experiment.settings.data.path.string(), experiment.strategy.preset);
-    }
-    return total;
 }
 
 UploadAccumulator make_accumulator(const Experiment& experiment) {

@@ -10,6 +10,7 @@
 
 #include "hetlora/app/bench.hpp"
 #include "hetlora/app/build_info.hpp"
+#include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/export_run.hpp"
 #include "hetlora/app/info.hpp"

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"

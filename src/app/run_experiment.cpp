@@ -5,12 +5,15 @@
 #include <limits>
 #include <optional>
 
+#include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
+#include "hetlora/app/run_checkpoints.hpp"
 #include "hetlora/app/run_files.hpp"
 #include "hetlora/app/run_records.hpp"
+#include "hetlora/app/run_warnings.hpp"
 #include "hetlora/app/samples.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
@@ -35,28 +38,6 @@ void check_health(const Settings& settings, std::int64_t round, double eval_loss
         round, eval_loss, factor, start_loss);
 }
 
-/// Loss of each client on its own held-out windows (NaN where it has none), of the global adapter, or of its own where
-/// clients keep a factor (on root only, then).
-std::vector<double> client_losses(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                  PrivateFactors& private_factors) {
-    std::vector<double> losses(static_cast<std::size_t>(experiment.corpus->n_clients()), not_measured);
-    if (experiment.strategy.is_personal()) {
-        for (const PersonalSums& own :
-             personal_sums(transport, experiment, global,
-                           {.private_factors = private_factors, .part = experiment.settings.evaluation.part})) {
-            losses[static_cast<std::size_t>(own.client)] = own.sums.mean_loss();
-        }
-        return losses;
-    }
-    const Part part = experiment.settings.evaluation.part == EvaluationPart::test ? Part::test : Part::valid;
-    for (const std::int64_t client : experiment.population->eligible()) {
-        const auto windows = experiment.corpus->client_evaluation_windows(client, part);
-        if (windows.empty()) continue;
-        losses[static_cast<std::size_t>(client)] = evaluate_global(transport, experiment, global, windows).mean_loss();
-    }
-    return losses;
-}
-
 /// The loop itself; `files` is empty except on root.
 class Run {
 public:
@@ -67,8 +48,10 @@ public:
           files_(files),
           init_(adapter_init_law(experiment.settings)),
           accumulator_(make_accumulator(experiment)),
+          checkpoints_(experiment, files ? files->folder.checkpoints() : std::filesystem::path()),
           drift_(make_drift(experiment)),
-          private_files_(experiment.settings.output.dir / "private", init_.round_to_fp32) {
+          private_files_(experiment.settings.output.dir / "private", init_.round_to_fp32),
+          warnings_(terminal) {
         server_.global = initial_adapter(experiment.layout, init_);
     }
 
@@ -102,24 +85,22 @@ public:
         CarriedState state = restore_checkpoint(transport_, experiment_, point);
         server_ = std::move(state.server);
         base_losses_ = std::move(state.base_losses);
-        std::array<double, 1> start_loss{};
-        std::array<double, 1> best_loss{std::numeric_limits<double>::infinity()};
+        std::array<double, 2> start_and_best{0.0, std::numeric_limits<double>::infinity()};
         if (transport_.is_root()) {
             const auto rows = std::span(point.committed.records).first(static_cast<std::size_t>(point.round) + 1);
             first_ = rows.front().round;
             last_ = rows.back().round;
             for (const RoundRecord& record : rows) {
-                if (record.round.eval_loss < best_loss[0]) best_loss[0] = record.round.eval_loss;
+                if (record.round.eval_loss < start_and_best[1]) start_and_best[1] = record.round.eval_loss;
                 bytes_up_ += record.round.bytes_up_true;
                 bytes_down_ += record.round.bytes_down_true;
             }
-            start_loss[0] = first_.eval_loss;
+            start_and_best[0] = first_.eval_loss;
         }
-        transport_.broadcast_values(start_loss);
-        start_loss_ = start_loss[0];
-        transport_.broadcast_values(best_loss);
-        best_loss_ = best_loss[0];
-        saved_round_ = point.round;
+        transport_.broadcast_values(start_and_best);
+        start_loss_ = start_and_best[0];
+        best_loss_ = start_and_best[1];
+        checkpoints_.begin_after(point.round);
         first_own_round_ = point.round + 1;
     }
 
@@ -154,8 +135,10 @@ public:
             agree(transport_, "checking the evaluation loss",
                   [&] { check_health(experiment_.settings, round, record.round.eval_loss, start_loss_); });
         }
-        warn_about_slots(round, outcome);
-        warn_about_dropped(round, outcome);
+        if (transport_.is_root()) {
+            warnings_.about_slots(outcome, experiment_.settings.lora.rank_max);
+            warnings_.about_dropped(outcome);
+        }
         save_round(round);
         forget_private_factors(outcome.plan);
     }
@@ -165,9 +148,10 @@ public:
         terminal_.end_progress();
         agree(transport_, "writing the last checkpoint", [&] {
             if (!files_) return;
-            if (unsaved_) write(*unsaved_, experiment_.settings.checkpoint.keep);
-            const std::string after = saved_round_ < 0 ? std::string("before the first evaluation was done")
-                                                       : fmt::format("after round {}", saved_round_);
+            checkpoints_.flush();
+            const std::int64_t saved = checkpoints_.saved_round();
+            const std::string after =
+                saved < 0 ? std::string("before the first evaluation was done") : fmt::format("after round {}", saved);
             const std::string line =
                 fmt::format("{} {}: {}; {:.2f} s after the request, longest wait for a look {:.2f} s", utc_now(), after,
                             request.what(), seconds_since_stop_request(), longest_wait_for_look_s());
@@ -175,7 +159,7 @@ public:
             close_log();
             if (files_->trace) files_->trace->close();
             files_->status.state = RunState::stopped;
-            files_->status.round = std::max<std::int64_t>(0, saved_round_);
+            files_->status.round = std::max<std::int64_t>(0, saved);
             files_->status.message = line;
             write_status(files_->folder.status(), files_->status);
             terminal_.info(fmt::format("stopped on request {}; go on with: hetlora run --resume --output {}", after,
@@ -198,10 +182,7 @@ public:
                                           .base_model = settings.model.path.string(),
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                                           .metadata = adapter_metadata()});
-            if (unsaved_ || checkpoint_rounds(files_->folder.checkpoints()).size() > 1) {
-                write(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_),
-                      1);  // a finished run keeps its last one only
-            }
+            checkpoints_.finish(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_));
             close_log();
             if (files_->trace) files_->trace->close();
             files_->status.state = RunState::done;
@@ -312,7 +293,10 @@ private:
             write_status(files_->folder.status(), files_->status);
             io_s_ = io_watch.seconds();
         });
-        warn_about_lead_time(1e-6 * static_cast<double>(peak[1]));
+        if (transport_.is_root()) {
+            warnings_.about_lead_time(experiment_.settings.checkpoint, 1e-6 * static_cast<double>(peak[1]),
+                                      checkpoints_.longest_s());
+        }
         bytes_up_ += row.bytes_up_true;
         bytes_down_ += row.bytes_down_true;
         if (outcome == nullptr) return;
@@ -327,11 +311,10 @@ private:
     void save_round(std::int64_t round) {
         agree(transport_, "writing a checkpoint", [&] {
             if (!files_) return;
-            unsaved_ = carried_state(experiment_, round, server_, base_losses_);
-            const auto every = experiment_.settings.checkpoint.every;
             std::error_code ignored;
             const bool asked = std::filesystem::remove(files_->folder.checkpoint_request(), ignored);
-            if (asked || (every > 0 && round % every == 0)) write(*unsaved_, experiment_.settings.checkpoint.keep);
+            checkpoints_.after_round(carried_state(experiment_, round, server_, base_losses_), asked);
+            io_s_ += checkpoints_.take_seconds();
             if (std::filesystem::remove(files_->folder.stop_request(), ignored)) request_stop();
         });
     }
@@ -342,58 +325,13 @@ private:
         if (!complaint.empty()) terminal_.warn("the log is written out, but " + complaint);
     }
 
-    /// @pre on root
-    void write(const CarriedState& state, std::int64_t keep) {
-        const Stopwatch watch;
-        write_checkpoint(files_->folder.checkpoints(), make_checkpoint(experiment_, state), keep);
-        longest_checkpoint_s_ = std::max(longest_checkpoint_s_, watch.seconds());
-        io_s_ += watch.seconds();
-        saved_round_ = state.round;
-        unsaved_.reset();
-    }
-
-    void warn_about_lead_time(double longest_wait_s) {
-        const CheckpointSettings& checkpoint = experiment_.settings.checkpoint;
-        const double needed_s = longest_wait_s + longest_checkpoint_s_;
-        if (!transport_.is_root() || warned_about_lead_ || checkpoint.signals.empty() || needed_s <= checkpoint.lead_s)
-            return;
-        warned_about_lead_ = true;
-        terminal_.warn(fmt::format(
-            "a signal to stop may wait {:.1f} s for the end of a step, and a checkpoint takes {:.1f} s: more "
-            "than the {:.0f} s between signal and kill (checkpoint.lead_s): ask Slurm for an earlier signal "
-            "(--signal=USR2@{:.0f}) and set checkpoint.lead_s to it",
-            longest_wait_s, longest_checkpoint_s_, checkpoint.lead_s, std::ceil(2.0 * needed_s)));
-    }
-
-    void warn_about_dropped(std::int64_t round, const RoundOutcome& outcome) {
-        const auto dropped = std::ranges::find(outcome.reports, true, &ClientReport::dropped);
-        if (!transport_.is_root() || dropped == outcome.reports.end()) return;
-        terminal_.warn(fmt::format(
-            "round {}: client {}{} left out: its training diverged (`dropped` in the log)", round, dropped->client,
-            std::ranges::count(outcome.reports, true, &ClientReport::dropped) > 1 ? " and others" : ""));
-    }
-
-    /// Slots that nobody covers become zero in both factors, and their gradients are then zero for ever.
-    void warn_about_slots(std::int64_t round, const RoundOutcome& outcome) {
-        if (!transport_.is_root() || warned_about_slots_) return;
-        const std::int64_t rank_max = experiment_.settings.lora.rank_max;
-        if (outcome.merge.slots.slots_alive == rank_max) return;
-        warned_about_slots_ = true;
-        terminal_.warn(
-            fmt::format("round {}: only {} of {} slots of the global adapter can still learn: no client of the cohort "
-                        "had the others, and a slot "
-                        "that is zero in A and B stays zero (slots_alive in the log). strategy.keep_uncovered = last "
-                        "keeps such slots, refill starts "
-                        "them anew.",
-                        round, outcome.merge.slots.slots_alive, rank_max));
-    }
-
     Transport& transport_;
     Experiment& experiment_;
     Terminal& terminal_;
     std::optional<RunFiles>& files_;
     AdapterInitLaw init_;
     UploadAccumulator accumulator_;
+    RunCheckpoints checkpoints_;        ///< root's
     std::optional<UpdateDrift> drift_;  ///< with log.spectra
     ServerState server_;
     PrivateFiles private_files_;
@@ -405,12 +343,8 @@ private:
     double io_s_ = 0.0;
     std::int64_t bytes_up_ = 0;
     std::int64_t bytes_down_ = 0;
-    bool warned_about_slots_ = false;
-    bool warned_about_lead_ = false;
-    std::int64_t saved_round_ = -1;  ///< of the newest checkpoint; -1: none
+    RunWarnings warnings_;
     std::int64_t first_own_round_ = 1;
-    std::optional<CarriedState> unsaved_;  ///< root: the last complete round, where no checkpoint holds it
-    double longest_checkpoint_s_ = 0.0;
     Stopwatch session_;
 };
 

@@ -246,7 +246,6 @@ Distribution distribute(const RoundContext& context, std::int64_t round, const P
     } else if (strategy.slot_select == SlotSelect::importance) {
         d.slots = important_slots(layout, global, rank_max, client.lora_rank);
     }
-    d.lora_rank = client.lora_rank;
     d.received_lora_rank = strategy.receive == Receive::all ? rank_max : client.lora_rank;
     d.received.resize(static_cast<std::size_t>(layout.parameters(d.received_lora_rank)));
     if (strategy.restarts()) {

@@ -46,7 +46,6 @@ MergeResult keep_adapter(const GatheredMerge& input) {
     result.client_weight = normalised_weights(input.reports, input.layout.matrices.size());
     result.changed = std::ranges::any_of(input.reports, [](const auto& report) { return !report.dropped; });
     result.global.assign(input.previous.begin(), input.previous.end());
-    result.slots = slot_statistics(input.layout, result.global, input.init.rank_max, input.reports);
     return result;
 }
 
@@ -63,7 +62,6 @@ MergeResult merge_products(const GatheredMerge& input) {
                                       .seed = input.init.seed_init,
                                       .round_to_fp32 = input.init.round_to_fp32})
                         .global;
-    result.slots = slot_statistics(input.layout, result.global, input.init.rank_max, input.reports);
     return result;
 }
 

@@ -110,6 +110,8 @@ LowRankDelta merge_on_root(const RoundContext& context, const Inbox& inbox, Serv
                                 .round_to_fp32 = context.init.round_to_fp32},
                                state, outcome.merge.global);
     }
+    outcome.merge.slots =
+        slot_statistics(context.engine.layout(), outcome.merge.global, context.init.rank_max, outcome.reports);
     state.global = outcome.merge.global;
     return base_change;
 }

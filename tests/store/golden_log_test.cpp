@@ -73,7 +73,7 @@ TEST_P(GoldenLog, has_a_second_copy_that_is_read) {
 INSTANTIATE_TEST_SUITE_P(Schema1, GoldenLog,
                          testing::Values(Golden{"plain", false, false}, Golden{"metric", true, false},
                                          Golden{"layers", false, true}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& golden) { return std::string(golden.param.name); });
 
 }  // namespace
 }  // namespace hetlora

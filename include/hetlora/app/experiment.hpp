@@ -50,30 +50,6 @@ struct Experiment {
 /// What the user is told before training: clients, ranks drawn, parameters, bytes a round, threads, device.
 [[nodiscard]] std::string describe_experiment(const Experiment& experiment, const Transport& transport);
 
-/// Evaluates an adapter (canonical form at rank_max; the same on all mpi_ranks) on the evaluation windows, sharded over
-/// mpi_ranks. The sums are the same bits for any number of mpi_ranks, and known to all of them.
-[[nodiscard]] EvaluationSums evaluate_global(Transport& transport, Experiment& experiment,
-                                             std::span<const double> global, std::span<const WindowRef> windows);
-
-/// Which of the clients' own held-out windows methods are evaluated on whose clients keep a factor of their own.
-struct PersonalEvaluation {
-    PrivateFactors& private_factors;
-    EvaluationPart part = EvaluationPart::valid;
-    std::int64_t sequences = 0;  ///< shared out evenly, at least one window each; 0: all
-};
-/// One client's own adapter on its own windows.
-struct PersonalSums {
-    std::int64_t client = 0;
-    EvaluationSums sums;
-};
-/// Every client that may train and has held-out windows, with its own B beside the global A: on root in the order of
-/// the clients, elsewhere nothing. The sums are the same bits for any number of mpi_ranks.
-[[nodiscard]] std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experiment,
-                                                      std::span<const double> global, const PersonalEvaluation& wanted);
-/// Their total, known to all mpi_ranks. @throws Error (input) if no client has held-out windows
-[[nodiscard]] EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment,
-                                               std::span<const double> global, const PersonalEvaluation& wanted);
-
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);
 
