@@ -185,6 +185,16 @@ public:
             checkpoints_.finish(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_));
             close_log();
             if (files_->trace) files_->trace->close();
+        });
+        std::vector<Sample> samples;  // on root
+        agree(transport_, "generating samples", [&] {
+            if (!files_ || experiment_.settings.evaluation.samples == 0) return;
+            samples = make_samples(experiment_, server_.global);
+            write_samples(files_->folder.samples(), samples);
+        });
+        agree(transport_, "marking the run as complete", [&] {
+            if (!files_) return;
+            const Settings& settings = experiment_.settings;
             files_->status.state = RunState::done;
             files_->status.seconds_left = 0.0;
             write_status(files_->folder.status(), files_->status);
@@ -195,9 +205,7 @@ public:
             terminal_.info(closing_table(experiment_, first_, last_,
                                          {.bytes_up = bytes_up_, .bytes_down = bytes_down_, .seconds = seconds}));
         }
-        agree(transport_, "generating samples", [&] {
-            if (transport_.is_root()) print_samples(experiment_, server_.global, terminal_);
-        });
+        print_samples(samples, terminal_);
     }
 
 private:

@@ -1,7 +1,10 @@
 #include "hetlora/app/samples.hpp"
 
 #include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
 
+#include "hetlora/base/error.hpp"
 #include "hetlora/base/random.hpp"
 #include "hetlora/model/generate.hpp"
 
@@ -13,9 +16,8 @@ struct SamplePrompt {
     std::vector<std::int32_t> real;
 };
 
-/// Token text on one line, the last `most` bytes of it (cut at a character).
-std::string one_line(const CorpusFile& file, std::span<const std::int32_t> tokens, std::size_t most) {
-    std::string text = file.text_of(tokens);
+/// The text on one line, the last `most` bytes of it (cut at a character).
+std::string one_line(std::string text, std::size_t most) {
     std::ranges::replace(text, '\n', ' ');
     if (text.size() <= most) return text;
     std::size_t begin = text.size() - most;
@@ -54,12 +56,12 @@ std::vector<SamplePrompt> choose_prompts(const Experiment& experiment) {
 
 }  // namespace
 
-void print_samples(Experiment& experiment, std::span<const double> global, Terminal& terminal) {
-    if (experiment.settings.evaluation.samples == 0) return;
+std::vector<Sample> make_samples(Experiment& experiment, std::span<const double> global) {
+    if (experiment.settings.evaluation.samples == 0) return {};
     const CorpusFile& file = experiment.corpus->file();
-    const auto samples = choose_prompts(experiment);
+    const auto chosen = choose_prompts(experiment);
     std::vector<std::vector<std::int32_t>> prompts;
-    for (const auto& sample : samples) prompts.push_back(sample.prompt);
+    for (const auto& one : chosen) prompts.push_back(one.prompt);
     GenerationOptions options{.max_new_tokens = experiment.settings.evaluation.sample_tokens,
                               .temperature = 0.0,
                               .seed = experiment.settings.experiment.seed_data,
@@ -69,14 +71,43 @@ void print_samples(Experiment& experiment, std::span<const double> global, Termi
     AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
                          experiment.engine->weights().options());
     adapter.set(0, global, rank_max);
-    const auto base = generate(*experiment.engine, nullptr, 0.0, prompts, options);
+    // A method that adds to the base leaves no untouched one to ask.
+    const bool base_untouched = !experiment.strategy.updates_base();
+    std::vector<std::vector<std::int32_t>> base;
+    if (base_untouched) base = generate(*experiment.engine, nullptr, 0.0, prompts, options);
     const auto tuned = generate(*experiment.engine, &adapter, experiment.global_scale, prompts, options);
+    std::vector<Sample> samples;
+    for (std::size_t i = 0; i < chosen.size(); ++i) {
+        samples.push_back({.prompt = file.text_of(chosen[i].prompt),
+                           .real = file.text_of(chosen[i].real),
+                           .base = base_untouched ? std::optional(file.text_of(base[i])) : std::nullopt,
+                           .tuned = file.text_of(tuned[i])});
+    }
+    return samples;
+}
+
+void print_samples(std::span<const Sample> samples, Terminal& terminal) {
+    if (samples.empty()) return;
     terminal.info("\nReplies to held-out people (greedy):");
     for (std::size_t i = 0; i < samples.size(); ++i) {
+        const Sample& sample = samples[i];
         terminal.info(fmt::format("  {}. so far  {}\n     real    {}\n     base    {}\n     tuned   {}", i + 1,
-                                  one_line(file, samples[i].prompt, 160), one_line(file, samples[i].real, 200),
-                                  one_line(file, base[i], 200), one_line(file, tuned[i], 200)));
+                                  one_line(sample.prompt, 160), one_line(sample.real, 200),
+                                  sample.base ? one_line(*sample.base, 200) : "(changed by the method)",
+                                  one_line(sample.tuned, 200)));
     }
+}
+
+void write_samples(const std::filesystem::path& file, std::span<const Sample> samples) {
+    std::ofstream out(file, std::ios::binary | std::ios::trunc);
+    for (const Sample& sample : samples) {
+        nlohmann::ordered_json line{
+            {"prompt", sample.prompt}, {"real", sample.real}, {"base", nullptr}, {"tuned", sample.tuned}};
+        if (sample.base) line["base"] = *sample.base;
+        out << line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
+    }
+    out.close();
+    if (!out) throw environment_error("cannot write {}: is the disk full?", file.string());
 }
 
 }  // namespace hetlora

@@ -90,7 +90,10 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .description = "product mean by rank levels: each level over the clients that reach it, then one SVD",
          .notes =
              {"The levels are those of all clients (or rank_levels), not of the cohort: with the cohort's the global "
-              "adapter would shrink in silence."}},
+              "adapter would shrink in silence.",
+              "Where every lora_rank is a level the weights are those of rb-lora; what differs is how the factors "
+              "share "
+              "the singular values, and that lora_ranks off the levels are refused."}},
         {.name = "rb-lora",
          .aliases = {},
          .policies = {.merge = Merge::product, .slot_norm = SlotNorm::contributors},

@@ -63,6 +63,13 @@ def start(*words: object, mpi_ranks: int = 0, env: dict | None = None, cwd: Path
     )
 
 
+def finished(*words: object, **options) -> subprocess.CompletedProcess:
+    """The process of a start that has to succeed."""
+    done = start(*words, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def write_ini(path: Path, world: tuple[Path, Path], changes: dict | None = None) -> Path:
     """Writes CONFIG for (model folder, data file) with {section: {key: value or None}} changed; None removes a key."""
     config = {"model": {"path": world[0]}} | copy.deepcopy(CONFIG)

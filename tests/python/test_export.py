@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 import torch
 from hetlora.run_record import read_run
-from program import needs_program, start, write_ini
+from program import finished, needs_program, start, write_ini
 
 pytestmark = needs_program
 
 METHODS = ("zeropad", "flora", "fedex")
 TOKENS = torch.tensor([[0, *range(5, 45)]])
-
-
-def finished(*words):
-    done = start(*words)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

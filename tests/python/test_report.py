@@ -121,6 +121,23 @@ def test_names_cannot_become_markup(tmp_path):
     assert specs_in(page)["time"][0]["data"]["values"][0]["method"] == evil
 
 
+def test_replies_of_methods_stand_under_their_conversation(tmp_path):
+    folders = []
+    for preset, base, tuned in (("hetlora", "hm", "yes, <b>two</b>"), ("flora", None, "no")):
+        run = write_run(tmp_path / preset, Made(settings={"strategy.preset": preset}))
+        sample = {"prompt": "do you have a dog?", "real": "two of them", "base": base, "tuned": tuned}
+        (run / "samples.jsonl").write_text(json.dumps(sample) + "\n" + '{"prompt": "cut sho', encoding="utf-8")
+        folders.append(run)
+    page = page_of(tmp_path, *folders)
+    assert page.count("do you have a dog?") == 1
+    replies = re.search(r'<dl class="replies">.*?</dl>', page, re.DOTALL).group(0)
+    assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", replies) == [
+        ("the person", "two of them"), ("base", "hm"), ("hetlora", "yes, &lt;b&gt;two&lt;/b&gt;"), ("flora", "no")
+    ]  # fmt: skip
+    assert page.count("line 2 of samples.jsonl is damaged") == 2
+    assert 'id="replies"' not in page_of(tmp_path, write_run(tmp_path / "none", Made()))
+
+
 def test_ranks_over_time_follow_the_pruning(tmp_path):
     # Clients 0 and 1 start at 2 and 4 and leave every round with 1 and 2.
     methods = methods_of(read_runs([write_run(tmp_path / "run", Made(rounds=1))], GROUPS))

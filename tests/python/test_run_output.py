@@ -15,19 +15,13 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "analysis")]
 
 import micro  # noqa: E402
 import program  # noqa: E402
+from program import finished  # noqa: E402
 
 pytestmark = program.needs_program
 
 VALUE_BYTES = 4  # fp32
 # q_proj 32 -> 32 and v_proj 32 -> 16 in each of 2 layers: values of one slot of all matrices, sum of d_in + d_out.
 SLOT_VALUES = 2 * ((32 + 32) + (32 + 16))
-
-
-def finished(*words: object, **options) -> SimpleNamespace:
-    """The process of a start that has to succeed."""
-    done = program.start(*words, **options)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +33,10 @@ def home(tmp_path_factory):
         folder=folder, model=world[0], data=world[1], ini=program.write_ini(folder / "run.ini", world)
     )
     home.plain_process = finished("run", "--config", home.ini, "--output", folder / "plain", "evaluation.clients=final")
-    finished("run", "--config", home.ini, "--output", folder / "keep", "strategy.keep_uncovered=last")
+    home.keep_process = finished(
+        "run", "--config", home.ini, "--output", folder / "keep", "strategy.keep_uncovered=last",
+        "evaluation.samples=2", "evaluation.sample_tokens=12",
+    )  # fmt: skip
     finished("run", "--config", home.ini, "--output", folder / "picky", "data.min_windows=6",
              "experiment.clients_per_round=3")  # fmt: skip
     return home
@@ -187,6 +184,17 @@ def test_slots_die_under_the_literal_rule(home):
 
 def test_slots_live_with_keep_uncovered(home):
     assert table(home.folder / "keep", "rounds")["slots_alive"].tolist() == [8, 8, 8, 8]
+
+
+def test_replies_are_recorded_as_they_are_printed(home):
+    replies = [json.loads(line) for line in (home.folder / "keep" / "samples.jsonl").read_text().splitlines()]
+    assert len(replies) == 2 and all(list(reply) == ["prompt", "real", "base", "tuned"] for reply in replies)
+    for reply in replies:
+        for name in ("real", "base", "tuned"):
+            printed = reply[name].replace("\n", " ")
+            assert f"     {name:<7} {printed}".rstrip() in home.keep_process.stdout, home.keep_process.stdout
+        assert reply["real"] and reply["base"] != reply["tuned"]
+    assert not (home.folder / "plain" / "samples.jsonl").exists()
 
 
 def test_who_trains(home):

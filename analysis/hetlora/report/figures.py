@@ -171,19 +171,27 @@ def energy_of_slots(methods: list[Method]) -> Figure | None:
     values = rows.slot_energy(methods[:MOST_PANELS])
     if not values:
         return None
-    cell = {
+    cell = _heat(
+        _axis("slot", "slot", "ordinal", axis={"labelOverlap": "greedy"}),
+        _axis("energy", "share of energy", scale={"type": "sqrt", "scheme": "viridis"}),
+        [_axis("method", "method", "nominal"), _axis("round", "round"), _axis("slot", "slot")],
+    )
+    note = "Share of the product's squared norm. Bright in the first rows only: the adapter has collapsed to these."
+    return Figure("slot-energy", "Energy of each slot", note, _panels(values, cell, methods), wide=len(methods) > 1)
+
+
+def _heat(y: dict, colour: dict, tooltip: list[dict]) -> dict:
+    """Cells over rounds, with the colour's value last in the tooltip."""
+    shown = {key: colour[key] for key in ("field", "type", "title")}
+    return {
         "mark": {"type": "rect"},
         "encoding": {
             "x": _axis("round", "round", "ordinal", axis={"labelOverlap": "greedy", "labelAngle": 0}),
-            "y": _axis("slot", "slot", "ordinal", axis={"labelOverlap": "greedy"}),
-            "color": _axis("energy", "share of energy", scale={"type": "sqrt", "scheme": "viridis"},
-                           legend=GRADIENT),
-            "tooltip": [_axis("method", "method", "nominal"), _axis("round", "round"), _axis("slot", "slot"),
-                        _axis("energy", "share of energy")],
+            "y": y,
+            "color": {**colour, "legend": GRADIENT},
+            "tooltip": [*tooltip, shown],
         },
-    }  # fmt: skip
-    note = "Share of the product's squared norm. Bright in the first rows only: the adapter has collapsed to these."
-    return Figure("slot-energy", "Energy of each slot", note, _panels(values, cell, methods), wide=len(methods) > 1)
+    }
 
 
 def _panels(values: list[dict], cell: dict, methods: list[Method]) -> list[dict]:
@@ -214,17 +222,11 @@ def ranks_over_time(methods: list[Method]) -> Figure | None:
     methods = [method for method in methods if len(levels.get(method.label, ())) > 1]
     if not methods:
         return None
-    cell = {
-        "mark": {"type": "rect"},
-        "encoding": {
-            "x": _axis("round", "round", "ordinal", axis={"labelOverlap": "greedy", "labelAngle": 0}),
-            "y": _axis("lora_rank", "lora_rank", "ordinal", sort="descending", axis={"labelOverlap": "greedy"}),
-            "color": _axis("clients", "clients", scale={"type": "log", "scheme": "viridis"},
-                           legend=GRADIENT),
-            "tooltip": [_axis("method", "method", "nominal"), _axis("round", "round"),
-                        _axis("lora_rank", "lora_rank"), _axis("clients", "clients")],
-        },
-    }  # fmt: skip
+    cell = _heat(
+        _axis("lora_rank", "lora_rank", "ordinal", sort="descending", axis={"labelOverlap": "greedy"}),
+        _axis("clients", "clients", scale={"type": "log", "scheme": "viridis"}),
+        [_axis("method", "method", "nominal"), _axis("round", "round"), _axis("lora_rank", "lora_rank")],
+    )
     note = "Number of registered clients by lora_rank, as they are pruned (longest run of each method)."
     if equal:
         note += " Not shown, one lora_rank for all: " + ", ".join(equal) + "."
@@ -338,16 +340,11 @@ def collapse_by_layer(methods: list[Method]) -> Figure | None:
     values = rows.layer_share(methods[:MOST_PANELS])
     if not values:
         return None
-    cell = {
-        "mark": {"type": "rect"},
-        "encoding": {
-            "x": _axis("round", "round", "ordinal", axis={"labelOverlap": "greedy", "labelAngle": 0}),
-            "y": _axis("matrix", None, "nominal", sort=None, axis={"labelOverlap": "greedy", "labelLimit": 120}),
-            "color": _axis("share", "share", scale={"scheme": "viridis", "domain": [0, 1]},
-                           legend=GRADIENT),
-            "tooltip": [_axis("matrix", "matrix", "nominal"), _axis("round", "round"), _axis("share", "share")],
-        },
-    }  # fmt: skip
+    cell = _heat(
+        _axis("matrix", None, "nominal", sort=None, axis={"labelOverlap": "greedy", "labelLimit": 120}),
+        _axis("share", "share", scale={"scheme": "viridis", "domain": [0, 1]}),
+        [_axis("matrix", "matrix", "nominal"), _axis("round", "round")],
+    )
     note = "Share of each product's squared singular values in the leading rank_min: near 1, the high slots are unused."
     return Figure(
         "layers", "Rank collapse by adapted matrix", note, _panels(values, cell, methods), wide=len(methods) > 1

@@ -8,6 +8,7 @@ from importlib import resources
 from hetlora import __version__
 from hetlora.errors import need
 from hetlora.report.figures import Figure
+from hetlora.report.replies import conversations
 from hetlora.report.rows import Method, values
 from hetlora.report.theme import DARK, LIGHT
 from hetlora.run_record import RunRecord
@@ -41,6 +42,7 @@ def render(methods: list[Method], figures: list[Figure], title: str) -> str:
     jinja2 = need("jinja2", "report")
     template = resources.files("hetlora.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     records = [record for method in methods for record in method.records]
+    replies = conversations(methods)  # before the warnings: it may add problems
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=title,
@@ -51,6 +53,7 @@ def render(methods: list[Method], figures: list[Figure], title: str) -> str:
         runs=[run_line(method, record) for method in methods for record in method.records][:MOST_RUNS_LISTED],
         runs_left_out=max(0, len(records) - MOST_RUNS_LISTED),
         figures=figures,
+        conversations=replies,
         provenance=provenance(records),
         specs=script_text({figure.key: figure.specs for figure in figures}),
         light=script_text(LIGHT),

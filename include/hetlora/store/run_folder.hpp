@@ -62,6 +62,7 @@ public:
     [[nodiscard]] std::filesystem::path adapter() const { return path_ / "adapter"; }
     [[nodiscard]] std::filesystem::path checkpoints() const { return path_ / "checkpoint"; }
     [[nodiscard]] std::filesystem::path private_factors() const { return path_ / "private"; }
+    [[nodiscard]] std::filesystem::path samples() const { return path_ / "samples.jsonl"; }
     [[nodiscard]] std::filesystem::path complete() const { return path_ / "COMPLETE"; }
     /// Files that a user may put here while the run goes on: write a checkpoint now, or stop as on a signal.
     [[nodiscard]] std::filesystem::path checkpoint_request() const { return path_ / "CHECKPOINT"; }
