@@ -16,6 +16,7 @@ GRADIENT = {
     "titleOrient": "left",
 }
 MOST_PANELS = 6
+MOST_BANDS = 4
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 
@@ -82,6 +83,13 @@ def _faded(methods: list[Method], full: float = 1.0, away: float = 0.06) -> dict
     return {"condition": {"param": "pick", "value": full, "empty": True}, "value": away}
 
 
+def _band_opacity(methods: list[Method]) -> dict:
+    """Bands of many methods hide each other: those are faint until their method is picked."""
+    if len(methods) <= MOST_BANDS:
+        return _faded(methods, 0.18, 0.02)
+    return {"condition": {"param": "pick", "value": 0.25, "empty": False}, "value": 0.04}
+
+
 def _curve(methods: list[Method], column: str, title: str, **scale) -> dict | None:
     """Lines with points and bands over rounds; None where nothing was measured."""
     values = rows.curve(methods, column)
@@ -106,7 +114,7 @@ def _curve(methods: list[Method], column: str, title: str, **scale) -> dict | No
             "mark": {"type": "area", "tooltip": False},
             "transform": [{"filter": "isValid(datum.low)"}],
             "encoding": {"x": x, "y": _axis("low", title, scale=y_scale), "y2": {"field": "high"}, **colour,
-                         "opacity": _faded(methods, 0.18, 0.02)},
+                         "opacity": _band_opacity(methods)},
         }  # fmt: skip
         layers.insert(0, band)
     return _spec(values, layer=layers)
@@ -177,6 +185,7 @@ def energy_of_slots(methods: list[Method]) -> Figure | None:
         [_axis("method", "method", "nominal"), _axis("round", "round"), _axis("slot", "slot")],
     )
     note = "Share of the product's squared norm. Bright in the first rows only: the adapter has collapsed to these."
+    note += _left_out(methods, methods[:MOST_PANELS])
     return Figure("slot-energy", "Energy of each slot", note, _panels(values, cell, methods), wide=len(methods) > 1)
 
 
@@ -192,6 +201,11 @@ def _heat(y: dict, colour: dict, tooltip: list[dict]) -> dict:
             "tooltip": [*tooltip, shown],
         },
     }
+
+
+def _left_out(methods: list[Method], shown: list[Method]) -> str:
+    names = [method.label for method in methods if method not in shown]
+    return f" Not shown: {', '.join(names)}." if names else ""
 
 
 def _panels(values: list[dict], cell: dict, methods: list[Method]) -> list[dict]:
@@ -240,33 +254,35 @@ def ranks_over_time(methods: list[Method]) -> Figure | None:
 
 
 def weight_by_rank(methods: list[Method]) -> Figure | None:
-    """Aggregation weight by lora_rank."""
+    """Aggregation weight by lora_rank, one panel per method that mixes lora_ranks, all on the same axes."""
     values = rows.weights(methods)
+    mixed = [m for m in methods if len({row["lora_rank"] for row in values if row["method"] == m.label}) > 1]
+    shown = mixed[:MOST_PANELS] or methods[:1]
+    values = [row for row in values if row["method"] in {method.label for method in shown}]
     if not values:
         return None
-    x = _axis("lora_rank", "lora_rank sent")
+    ranks = [row["lora_rank"] for row in values]
+    x_scale = {"domain": [min(ranks), max(ranks)], "padding": 6}
+    y_scale = {"domain": [0, max(max(row["high"] for row in values), 1.0)], "nice": True}
+    x = _axis("lora_rank", "lora_rank sent", axis={"tickMinStep": 1}, scale=x_scale)
     tooltip = [
         _axis("method", "method", "nominal"), _axis("lora_rank", "lora_rank"), _axis("mean", "mean share"),
         _axis("low", "quartile"), _axis("high", "third quartile"), _axis("participations", "participations"),
     ]  # fmt: skip
-    title = "weight x clients (1 = fair share)"
-    colour = {"color": _by_method(methods)["color"]}
-    spec = _spec(
-        values,
-        layer=[
-            {"mark": {"type": "rule", "tooltip": False},
-             "encoding": {"x": x, "y": _axis("low", title), "y2": {"field": "high"}, **colour,
-                          "opacity": _faded(methods, 0.5)}},
-            {"mark": {"type": "point", "filled": True, "size": 60},
-             "encoding": {"x": x, "y": _axis("mean", title), **colour, "tooltip": tooltip,
-                          "opacity": _faded(methods)},
-             **_pick(methods)},
+    title = "weight x clients"
+    colour = {"value": COLOURS[0]}
+    cell = {
+        "layer": [
+            {"mark": {"type": "rule", "tooltip": False, "opacity": 0.5},
+             "encoding": {"x": x, "y": _axis("low", title, scale=y_scale), "y2": {"field": "high"}, "color": colour}},
+            {"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1},
+             "encoding": {"x": x, "y": _axis("mean", title), "color": colour, "tooltip": tooltip}},
             {"data": {"values": [{"one": 1}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#888888"},
              "encoding": {"y": _axis("one", title)}},
-        ],
-    )  # fmt: skip
-    note = "Mean and quartiles over all participations."
-    return Figure("weights", "Aggregation weight by lora_rank", note, [spec])
+        ]
+    }  # fmt: skip
+    note = "Mean and quartiles over all participations; 1 is a fair share." + _left_out(methods, shown)
+    return Figure("weights", "Aggregation weight by lora_rank", note, _panels(values, cell, shown), wide=len(shown) > 1)
 
 
 def client_fairness(methods: list[Method]) -> Figure | None:

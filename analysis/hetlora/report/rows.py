@@ -14,6 +14,8 @@ from hetlora.table import rank_law
 LEVEL = 0.95
 LONGEST_LABEL = 28
 SECTIONS_OF_THE_MACHINE = ("compute", "comm", "checkpoint", "output", "log")
+# What is measured beside the loss or how often: no other training.
+MEASURED_BESIDE = ("test", "clients", "samples", "sample_tokens", "every", "metrics", "divergence_factor")
 TIME_PARTS = (
     ("t_train_s", "local training"), ("t_comm_s", "communication"), ("t_aggregate_s", "aggregation"),
     ("t_eval_s", "evaluation"), ("t_io_s", "writing"),
@@ -56,7 +58,9 @@ def methods_of(records: list[RunRecord]) -> list[Method]:
 
 def _says_nothing_of_the_method(key: str) -> bool:
     section, _, name = key.partition(".")
-    return section in SECTIONS_OF_THE_MACHINE or (section == "experiment" and name in (*SEEDS, "seed", "tags"))
+    if section in SECTIONS_OF_THE_MACHINE:
+        return True
+    return name in {"experiment": (*SEEDS, "seed", "tags"), "evaluation": MEASURED_BESIDE}.get(section, ())
 
 
 def _label(swept: dict[str, object], record: RunRecord) -> str:
