@@ -148,6 +148,11 @@ def read_settings(run_dir: Path) -> Settings:
             raise AuditError(
                 f"{key} = {value} cannot be replayed - {path} - audit a run with {key} one of: {', '.join(known)}", 2
             )
+    if settings.get("strategy.plugin", ""):
+        raise AuditError(
+            f"strategy.plugin = {settings.get('strategy.plugin')} cannot be replayed: the audit has the built-in policies "
+            f"only - {path} - audit a run without a plugin", 2,
+        )  # fmt: skip
     if float(settings.get("lora.dropout", 0.0)) > 0:
         raise AuditError(
             f"lora.dropout = {settings.get('lora.dropout')} cannot be replayed (its masks come from the program's own "

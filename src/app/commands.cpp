@@ -66,8 +66,10 @@ int hand_over_to_python(const CommandLine& command) {
 /// MPI ranks with other settings than root's would wait for each other for ever, or mix two experiments.
 void check_same_settings(Transport& transport, const Settings& settings, bool resume) {
     // Without paths, which may differ from host to host; with all that changes the order of collective calls.
-    const std::string mine = fmt::format("{} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
-                                         settings.output.trace, resume);
+    const std::string mine = agree(transport, "hashing the settings", [&] {
+        return fmt::format("{} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
+                           settings.output.trace, resume);
+    });
     std::string root = mine;
     std::array<std::int64_t, 1> size{std::ssize(root)};
     transport.broadcast_values(size);
@@ -77,8 +79,7 @@ void check_same_settings(Transport& transport, const Settings& settings, bool re
         if (root != mine) {
             throw usage_error(
                 "MPI rank {} read other settings than MPI rank 0: start all of them with the same command line and the "
-                "same "
-                "content of --config",
+                "same content of --config, of lora.rank_file and of strategy.plugin",
                 transport.mpi_rank());
         }
     });

@@ -30,6 +30,7 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
     header.provenance.texts["command_line"] = command_line;
     header.provenance.texts["base_sha256"] = experiment.base_sha256;
     header.provenance.texts["data_sha256"] = experiment.data_sha256;
+    if (experiment.plugin) header.provenance.texts["plugin"] = experiment.plugin->describe();
     header.provenance.integers["threads"] = experiment.settings.compute.threads;
     return header;
 }

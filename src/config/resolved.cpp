@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "combinations.hpp"
+#include "hetlora/base/error.hpp"
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/schema.hpp"
@@ -83,6 +84,12 @@ std::string identity_text(const Settings& settings, std::string_view base_sha256
     text += changed_keys(settings, [&](Identity identity) { return belongs_to_run(identity, settings); });
     if (settings.lora.rank_distribution == RankDistribution::file) {
         text += fmt::format("rank_file_sha256={}\n", sha256_file(settings.lora.rank_file));
+    }
+    if (const auto& plugin = settings.strategy.plugin; !plugin.empty()) {
+        if (!std::filesystem::is_regular_file(plugin)) {
+            throw input_error("strategy.plugin = {}: there is no such file; check the path", plugin.string());
+        }
+        text += fmt::format("plugin_sha256={}\n", sha256_file(plugin));
     }
     return text + fmt::format("base_sha256={}\ndata_sha256={}\n", base_sha256, data_sha256);
 }
