@@ -150,8 +150,8 @@ def read_settings(run_dir: Path) -> Settings:
             )
     if settings.get("strategy.plugin", ""):
         raise AuditError(
-            f"strategy.plugin = {settings.get('strategy.plugin')} cannot be replayed: the audit has the built-in policies "
-            f"only - {path} - audit a run without a plugin", 2,
+            f"strategy.plugin = {settings.get('strategy.plugin')} cannot be replayed: the audit has the built-in "
+            f"policies only - {path} - audit a run without a plugin", 2,
         )  # fmt: skip
     if float(settings.get("lora.dropout", 0.0)) > 0:
         raise AuditError(

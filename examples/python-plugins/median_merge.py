@@ -1,5 +1,5 @@
-"""Each value of the new adapter is the median over the clients that have its slot: a few broken or hostile clients cannot
-pull it far. Slots that nobody has keep their values.
+"""Each value of the new adapter is the median over the clients that have its slot: a few broken or hostile clients
+cannot pull it far. Slots that nobody has keep their values.
 
     hetlora run --config FILE strategy.preset=zeropad strategy.plugin=examples/python-plugins/median_merge.py
 """
@@ -18,5 +18,5 @@ def merge(context):
     has_column = context.has_slot.unsqueeze(1)  # columns of B
     return [
         (median(a, has_row, old_a), median(b, has_column, old_b))
-        for (a, b), (old_a, old_b) in zip(context.factors, context.global_factors)
+        for (a, b), (old_a, old_b) in zip(context.factors, context.global_factors, strict=True)
     ]

@@ -34,7 +34,8 @@ bool belongs_to_run(Identity identity, const Settings& settings) {
     const bool rounds_matter = settings.local.lr_schedule != LearningRateSchedule::constant ||
                                settings.local.lr_warmup_rounds > 0 ||
                                settings.strategy.rank_schedule.value_or(RankSchedule::none) != RankSchedule::none ||
-                               has_rank_schedule(settings.strategy.preset);
+                               has_rank_schedule(settings.strategy.preset) ||
+                               !settings.strategy.plugin.empty();  // a plugin is told the number of rounds
     return identity == Identity::run || identity == Identity::run_pretrain ||
            (identity == Identity::rounds && rounds_matter);
 }

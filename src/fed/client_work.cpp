@@ -144,16 +144,16 @@ void upload_client(const RoundContext& context, std::int64_t round, const Distri
                                  .slots = slots,
                                  .received = {},
                                  .received_lora_rank = received_lora_rank});
-            if (strategy.aggregate == Aggregate::deltas) work.held.back().received.assign(received.begin(), received.end());
+            if (strategy.aggregate == Aggregate::deltas)
+                work.held.back().received.assign(received.begin(), received.end());
         } else if (strategy.sums_uploads()) {
-            context.accumulator.add(
-                {.client = report.client,
-                 .factors = sent,
-                 .lora_rank = upload_lora_rank,
-                 .slots = whole ? std::span<const std::int32_t>() : std::span(slots),
-                 .received = received,
-                 .received_lora_rank = received_lora_rank,
-                 .weights = report.weights});
+            context.accumulator.add({.client = report.client,
+                                     .factors = sent,
+                                     .lora_rank = upload_lora_rank,
+                                     .slots = whole ? std::span<const std::int32_t>() : std::span(slots),
+                                     .received = received,
+                                     .received_lora_rank = received_lora_rank,
+                                     .weights = report.weights});
         }
         if (strategy.gathers_uploads()) {
             work.uploads.push_back({.cohort_index = report.cohort_index, .factors = sent});

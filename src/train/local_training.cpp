@@ -85,7 +85,8 @@ std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const Cli
         group.adapters->set_all(received);
         group.state = OptimizerState(*group.adapters, options.optimizer);
         group.state.trained = std::move(trained);
-        if (options.prox_mu > 0.0 || options.penalty != nullptr) group.state.received_CP = group.adapters->theta_CP.clone();
+        if (options.prox_mu > 0.0 || options.penalty != nullptr)
+            group.state.received_CP = group.adapters->theta_CP.clone();
         group.tasks = std::move(members);
         groups.push_back(std::move(group));
     }

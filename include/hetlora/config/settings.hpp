@@ -144,7 +144,7 @@ struct StrategySettings {
     double server_beta2 = 0.99;
     double server_epsilon = 1e-3;
     std::vector<std::int64_t> rank_levels;  ///< for slot_norm = levels; empty = the lora_ranks drawn at the start
-    double anneal_start = 0.2;             ///< share of the rounds before rank_schedule = annealing begins to fall
+    double anneal_start = 0.2;              ///< share of the rounds before rank_schedule = annealing begins to fall
     double prune_gamma = 0.99;
     double prune_lambda = 0.01;
     PruneReference prune_reference = PruneReference::received;
