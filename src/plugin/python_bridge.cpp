@@ -133,22 +133,24 @@ public:
     explicit PythonMethod(std::string path) : path_(std::move(path)) {
         start_python();
         const py::gil_scoped_acquire lock;
+        py::object module;  // of the constructor, not a member: members are released without the lock if this throws
         try {
             const py::module_ machinery = py::module_::import("importlib.util");
             const py::object spec = machinery.attr("spec_from_file_location")("hetlora_plugin", path_);
-            module_ = machinery.attr("module_from_spec")(spec);
-            spec.attr("loader").attr("exec_module")(module_);
+            module = machinery.attr("module_from_spec")(spec);
+            spec.attr("loader").attr("exec_module")(module);
         } catch (const py::error_already_set& error) {
             throw std::runtime_error(describe(error, path_));
         }
         const auto has = [&](const char* name) {
-            if (!py::hasattr(module_, name)) return false;
-            if (PyCallable_Check(module_.attr(name).ptr()) == 0) {
+            if (!py::hasattr(module, name)) return false;
+            if (PyCallable_Check(module.attr(name).ptr()) == 0) {
                 throw std::runtime_error(std::string(name) + " is not a function");
             }
             return true;
         };
         parts_ = {.select = has("select"), .weight = has("weight"), .merge = has("merge"), .penalty = has("penalty")};
+        module_ = std::move(module);
     }
     PythonMethod(const PythonMethod&) = delete;
     PythonMethod& operator=(const PythonMethod&) = delete;
