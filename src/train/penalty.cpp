@@ -50,6 +50,17 @@ void check_finite(const PenaltyStep& step, const at::Tensor& gradient_CWD) {
     }
 }
 
+/// Autograd calls back into the plugin where that has functions with a backward of their own.
+void differentiate(const PenaltyStep& step, const at::Tensor& penalty_C) {
+    try {
+        penalty_C.sum().backward();
+    } catch (const std::exception& error) {
+        const std::string text = error.what();  // LibTorch adds a C++ stack
+        throw training_error("strategy.plugin {}: penalty in round {}: its gradient: {}", step.name, step.round,
+                             text.substr(0, text.find("\nException raised from")));
+    }
+}
+
 }  // namespace
 
 void add_penalty(const PenaltyStep& step, const AdapterLayout& layout, AdapterGroup& adapters) {
@@ -68,7 +79,7 @@ void add_penalty(const PenaltyStep& step, const AdapterLayout& layout, AdapterGr
         .received = with_b(rows_of(step.received_CP.narrow(0, 0, C), layout, adapters))};
     const at::Tensor penalty_C = step.method.penalty(context);
     if (!penalty_C.requires_grad()) return;  // 0: CheckedMethod refuses other constants
-    penalty_C.sum().backward();
+    differentiate(step, penalty_C);
     const at::NoGradGuard no_grad;
     const at::Tensor padding_CW1 =
         (at::arange(adapters.width(), device) >= context.lora_rank_C.to(device).unsqueeze(1)).unsqueeze(2);

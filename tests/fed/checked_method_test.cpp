@@ -62,7 +62,7 @@ void expect_part(const std::string& text, const std::string& part) {
 
 TEST(CheckedMethod, good_results_pass_through) {
     World w;
-    w.fake.tensor = [] { return at::tensor({0.5F, 2.0F}); };
+    w.fake.tensor = [] { return at::tensor({0.5F, 2.0F}).set_requires_grad(true); };
     EXPECT_EQ(w.weight().scalar_type(), at::kDouble);
     EXPECT_EQ(w.weight()[1].item<double>(), 2.0);
     EXPECT_EQ(w.penalty().scalar_type(), at::kFloat);
@@ -102,6 +102,14 @@ TEST(CheckedMethod, values_that_cannot_be_used_are_refused) {
     expect_part(refusal([&] { return w.select(); }, "select"), "2 slots for client 7, whose lora_rank is 1");
     w.fake.factors = [&] { return std::vector<plugin::Factors>{{.a = at::full({3, 5}, nan), .b = at::ones({4, 3})}}; };
     expect_part(refusal([&] { return w.merge(); }, "merge"), "A of matrix 0 holds NaN");
+}
+
+TEST(CheckedMethod, a_penalty_without_a_gradient_is_refused_unless_it_is_zero) {
+    World w;
+    w.fake.tensor = [] { return at::tensor({0.0, 0.5}); };
+    expect_part(refusal([&] { return w.penalty(); }, "penalty"), "no gradient");
+    w.fake.tensor = [] { return at::zeros({2}); };
+    EXPECT_FALSE(w.penalty().requires_grad());
 }
 
 TEST(CheckedMethod, exceptions_become_errors_that_name_the_function) {
