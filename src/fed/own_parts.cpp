@@ -8,10 +8,10 @@ namespace {
 /// A key of [strategy] that says what a part of the plugin says, too.
 void check_keys(const OwnParts& own, const StrategySettings& chosen) {
     const StrategySettings defaults;
-    const auto refuse = [](bool both, std::string_view key, std::string_view part) {
+    const auto refuse = [&](bool both, std::string_view key, std::string_view part) {
         if (!both) return;
-        throw usage_error("strategy.{} has no effect: {} of strategy.plugin takes its place - remove one of the two",
-                          key, part);
+        throw usage_error("strategy.plugin {}: its {} takes the place of strategy.{} - remove one of the two",
+                          chosen.plugin.string(), part, key);
     };
     refuse(own.select && chosen.slot_select, "slot_select", "select");
     refuse(own.weight && chosen.client_weight, "client_weight", "weight");
@@ -30,7 +30,7 @@ struct Rule {
     std::string_view why;
 };
 
-void check_rest(const OwnParts& own, const Strategy& s) {
+void check_rest(const std::filesystem::path& plugin, const OwnParts& own, const Strategy& s) {
     const bool product = s.merge != Merge::factors && !own.merge;
     const bool scored = s.slot_select == SlotSelect::scored;
     const bool replicate = s.slot_norm == SlotNorm::replicate && !own.merge;
@@ -56,7 +56,8 @@ void check_rest(const OwnParts& own, const Strategy& s) {
     };
     for (const Rule& rule : rules) {
         if (rule.broken) {
-            throw usage_error("strategy.plugin: its {} cannot go with preset {}: {}", rule.part, s.preset, rule.why);
+            throw usage_error("strategy.plugin {}: its {} cannot go with preset {}: {}", plugin.string(), rule.part,
+                              s.preset, rule.why);
         }
     }
 }
@@ -65,7 +66,7 @@ void check_rest(const OwnParts& own, const Strategy& s) {
 
 void adopt_own_parts(Strategy& strategy, const OwnParts& own, const Settings& settings) {
     check_keys(own, settings.strategy);
-    check_rest(own, strategy);
+    check_rest(settings.strategy.plugin, own, strategy);
     strategy.own = own;
     // For everything else (true bytes, which slots are places of their own) the nearest policy stands in.
     if (own.select) strategy.slot_select = SlotSelect::importance;

@@ -10,6 +10,7 @@ namespace {
 Settings with_preset(const std::string& preset) {
     Settings settings;
     settings.strategy.preset = preset;
+    settings.strategy.plugin = "my.py";
     return settings;
 }
 
@@ -36,6 +37,18 @@ TEST(OwnParts, what_is_not_taken_over_stays_the_presets) {
     EXPECT_FALSE(after.gathers_uploads());
 }
 
+TEST(OwnParts, the_log_says_which_policies_are_the_plugins) {
+    const Settings settings = with_preset("zeropad");
+    Strategy s = resolve_strategy(settings);
+    EXPECT_EQ(logged_strategy(s).at("slot_select"), "prefix");
+    adopt_own_parts(s, {.select = true, .merge = true}, settings);
+    const auto logged = logged_strategy(s);
+    EXPECT_EQ(logged.at("slot_select"), "plugin");
+    EXPECT_EQ(logged.at("merge"), "plugin");
+    EXPECT_EQ(logged.at("slot_norm"), "plugin");
+    EXPECT_EQ(logged.at("client_weight"), "samples");
+}
+
 TEST(OwnParts, a_merge_gathers_the_factors) {
     const Settings settings = with_preset("flexlora");
     Strategy s = resolve_strategy(settings);
@@ -47,10 +60,12 @@ TEST(OwnParts, a_merge_gathers_the_factors) {
 TEST(OwnParts, a_key_that_says_the_same_is_refused) {
     Settings settings = with_preset("zeropad");
     settings.strategy.client_weight = ClientWeight::uniform;
-    EXPECT_NE(refusal(settings, {.weight = true}).find("strategy.client_weight has no effect"), std::string::npos);
+    EXPECT_NE(refusal(settings, {.weight = true}).find("my.py: its weight takes the place of strategy.client_weight"),
+              std::string::npos);
     EXPECT_EQ(refusal(settings, {.merge = true}), "");
     settings.strategy.slot_norm = SlotNorm::contributors;
-    EXPECT_NE(refusal(settings, {.merge = true}).find("strategy.slot_norm has no effect"), std::string::npos);
+    EXPECT_NE(refusal(settings, {.merge = true}).find("its merge takes the place of strategy.slot_norm"),
+              std::string::npos);
 }
 
 TEST(OwnParts, combinations_that_make_no_sense_are_refused_with_the_reason) {

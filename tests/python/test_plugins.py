@@ -86,14 +86,12 @@ def write(path: Path, text: str) -> Path:
 
 
 @needs_bridge
-@program.needs_mpirun
 def test_hetloras_weights_in_python_are_equal_to_the_bit(run):
     example = PYTHON_EXAMPLES / "hetlora_weights.py"
     assert len(example.read_text().splitlines()) < 40
     builtin = run("builtin")
-    for mpi_ranks in (0, 2):
-        own = run("own", {"plugin": example}, mpi_ranks)
-        assert_same(own, builtin)
+    own = run("own", {"plugin": example})
+    assert_same(own, builtin)
     with h5py.File(builtin / "run.h5") as file:
         assert np.ptp(file["participation/weight"][:]) > 0
     with h5py.File(own / "run.h5") as file, h5py.File(builtin / "run.h5") as plain:
@@ -103,19 +101,41 @@ def test_hetloras_weights_in_python_are_equal_to_the_bit(run):
         assert re.search(r"weight of .*hetlora_weights\.py \(sha256 [0-9a-f]{64}\)", str(text))
 
 
-@needs_bridge
-@program.needs_mpirun
-def test_all_examples_give_the_same_bits_on_any_number_of_mpi_ranks(run, world):
-    # One method of all the examples' functions.
+# Kills its process in a function of the second round, as long as the environment says so.
+DEADLY = """
+import os
+import signal
+
+
+def die(context, where):
+    if context.round == 2 and os.environ.get("DIE_IN") == where:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+own_weight = weight
+
+
+def weight(context):
+    die(context, "weight")
+    return own_weight(context)
+"""
+
+
+@pytest.fixture(scope="module")
+def everything(world):
+    """One method of all the examples' functions."""
     parts = [path.read_text() for path in sorted(PYTHON_EXAMPLES.glob("*.py"))]
     assert len(parts) == 4
-    everything = write(world.folder / "everything.py", "\n".join(parts))
+    return write(world.folder / "everything.py", "\n".join([*parts, DEADLY]))
+
+
+@needs_bridge
+@program.needs_mpirun
+def test_all_examples_give_the_same_bits_on_any_number_of_mpi_ranks(run, everything):
     strategy = ZEROPAD | {"plugin": everything}
-    alone = run("everything", strategy)
-    for mpi_ranks in (2, 3):
-        several = run("everything", strategy, mpi_ranks)
-        assert adapter(several) == adapter(alone)
-        assert_same(several, alone)
+    alone, several = run("everything", strategy), run("everything", strategy, 3)
+    assert adapter(several) == adapter(alone)
+    assert_same(several, alone)
     with h5py.File(alone / "run.h5") as file:
         contributors = file["slots/n_contributors"][:]
         assert contributors[2, 1] == 6 > contributors[2, 0]  # in round 2 the window begins at slot 1
@@ -135,68 +155,47 @@ def test_a_penalty_in_python_is_the_proximal_term(run, world):
 
 
 @needs_bridge
-def test_a_penalty_of_a_client_does_not_depend_on_its_pack(world):
-    """Root of a sum: its gradient would show a neighbour's share. Packs of one client each, and one pack of all six."""
+def test_a_penalty_of_a_client_does_not_depend_on_its_pack(run, world):
+    """Root of a sum: its gradient would show a neighbour's share. Several packs, and one of all six clients."""
     text = """
 def penalty(context):
     total = sum(a.square().sum(dim=(1, 2)) + b.square().sum(dim=(1, 2)) for a, b in context.factors)
     return 0.3 * total.sqrt() * context.lora_rank
 """
     strategy = ZEROPAD | {"plugin": write(world.folder / "root.py", text)}
-    folders = []
-    for pack_tokens in (1, 100_000):
-        changes = {"experiment": {"rounds": 2}, "strategy": strategy, "compute": {"pack_tokens": pack_tokens}}
-        ini = program.write_ini(world.folder / f"pack-{pack_tokens}.ini", world.files, changes)
-        folders.append(world.folder / f"pack-{pack_tokens}")
-        done = program.start("run", "--config", ini, "--output", folders[-1])
-        assert done.returncode == 0, done.stderr
+    changes = {"experiment": {"rounds": 2}, "strategy": strategy, "compute": {"pack_tokens": 100_000}}
+    ini = program.write_ini(world.folder / "one-pack.ini", world.files, changes)
+    done = program.start("run", "--config", ini, "--output", world.folder / "one-pack")
+    assert done.returncode == 0, done.stderr
+    folders = [run("root", strategy), world.folder / "one-pack"]
     packs = []
     for folder in folders:
         with h5py.File(folder / "run.h5") as file:
             packs.append(len(set(file["participation/pack"][:6])))
-    assert packs == [6, 1]
+    assert packs[0] > packs[1] == 1
     assert_close(*folders)
-
-
-# Kills its process in a function of the second round, as long as the environment says so.
-DEADLY = """
-import os
-import signal
-
-
-def die(context, where):
-    if context.round == 2 and os.environ.get("DIE_IN") == where:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-for name in ("weight", "penalty"):
-    globals()[name] = (lambda f, name: lambda context: (die(context, name), f(context))[1])(globals()[name], name)
-"""
 
 
 @needs_bridge
 @program.needs_mpirun
-@pytest.mark.parametrize("where", ["penalty", "weight"])
-def test_resume_after_a_kill_is_exact_and_another_content_is_refused(run, world, where):
-    own = "\n".join(path.read_text() for path in sorted(PYTHON_EXAMPLES.glob("*.py"))) + DEADLY
-    plugin = write(world.folder / "deadly.py", own)
-    strategy = ZEROPAD | {"plugin": plugin}
-    whole = run("deadly", strategy)
-    ini, folder = world.folder / "deadly.ini", world.folder / f"killed-{where}"
-    killed = program.start("run", "--config", ini, "--output", folder, env=program.environment(DIE_IN=where))
+def test_resume_after_a_kill_is_exact_and_another_content_is_refused(run, world, everything):
+    whole = run("everything", ZEROPAD | {"plugin": everything})
+    ini, folder = world.folder / "everything.ini", world.folder / "killed"
+    killed = program.start("run", "--config", ini, "--output", folder, env=program.environment(DIE_IN="weight"))
     assert killed.returncode == -signal.SIGKILL
     with h5py.File(folder / "run.h5") as file:
         assert file.attrs["committed_rounds"] == 2  # round 0 and round 1
 
-    plugin.write_text(own + "\n# changed\n")
+    content = everything.read_text()
+    everything.write_text(content + "\n# changed\n")
     try:
         other = program.start("run", "--config", ini, "--output", folder, "--resume")
     finally:
-        plugin.write_text(own)
+        everything.write_text(content)
     assert other.returncode == USAGE, other.stderr
     assert "another run" in other.stderr and "plugin_sha256=" in other.stderr
 
-    done = program.start("run", "--config", ini, "--output", folder, "--resume", mpi_ranks=3)
+    done = program.start("run", "--config", ini, "--output", folder, "--resume", mpi_ranks=2)
     assert done.returncode == 0, done.stderr
     assert "going on after round 1" in done.stdout + done.stderr
     assert_same(folder, whole)
