@@ -33,12 +33,26 @@ struct World {
     FakeMethod fake;
     CheckedMethod checked{fake, "my.so"};
 
-    at::Tensor select() {
-        return checked.select({.round = 4, .client_C = client_C, .lora_rank_C = lora_rank_C, .global = global});
+    template <typename Context>
+    [[nodiscard]] Context context() const {
+        Context input;
+        input.round = 4;
+        input.client_C = client_C;
+        return input;
     }
-    at::Tensor weight() { return checked.weight({.round = 4, .client_C = client_C}); }
-    std::vector<plugin::Factors> merge() { return checked.merge({.round = 4, .client_C = client_C, .global = global}); }
-    at::Tensor penalty() { return checked.penalty({.round = 4, .step = 1, .client_C = client_C}); }
+    at::Tensor select() {
+        auto input = context<plugin::SelectContext>();
+        input.lora_rank_C = lora_rank_C;
+        input.global = global;
+        return checked.select(input);
+    }
+    at::Tensor weight() { return checked.weight(context<plugin::WeightContext>()); }
+    std::vector<plugin::Factors> merge() {
+        auto input = context<plugin::MergeContext>();
+        input.global = global;
+        return checked.merge(input);
+    }
+    at::Tensor penalty() { return checked.penalty(context<plugin::PenaltyContext>()); }
 };
 
 /// The message of a refusal, which always names plugin, function and round.
@@ -95,7 +109,7 @@ TEST(CheckedMethod, values_that_cannot_be_used_are_refused) {
     w.fake.tensor = [] { return at::tensor({1.0, -0.5}); };
     expect_part(refusal([&] { return w.weight(); }, "weight"), "client 9 has weight -0.5");
     w.fake.tensor = [] { return at::tensor({1, 2}); };
-    expect_part(refusal([&] { return w.penalty(); }, "penalty"), "type Long");
+    expect_part(refusal([&] { return w.penalty(); }, "penalty"), "type Int");
     w.fake.tensor = [] { return at::ones({2, 3}); };
     expect_part(refusal([&] { return w.select(); }, "select"), "type Float instead of bool");
     w.fake.tensor = [] { return at::tensor({1, 1, 0, 1, 1, 0}).view({2, 3}).to(at::kBool); };
