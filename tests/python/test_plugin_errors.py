@@ -83,7 +83,6 @@ def refused(world):
     ("text", "code", "fragments"),
     [
         ("def weight(context:\n", INPUT, ("SyntaxError", "line 1")),
-        ("import no_such_module\n", INPUT, ("ModuleNotFoundError", "no_such_module", "line 1")),
         ("weights = 1\n", INPUT, ("none of select, weight, merge and penalty",)),
         ("def weight(context):\n    return [1.0]\n", TRAINING, ("weight in round 1", "type list", "torch.Tensor")),
         ("def merge(context):\n    return 3\n", TRAINING, ("merge in round 1", "type int", "(A, B)")),
