@@ -9,7 +9,7 @@ case ${1:-} in
     fix) clang_format=(-i) ruff_check=(--fix) ruff_format=() ;;
     *) echo "usage: scripts/lint.sh check|fix" >&2 && exit 2 ;;
 esac
-python_folders=(analysis tests scripts benchmarks)
+python_folders=(analysis tests scripts benchmarks examples src)
 
 failed=()
 git ls-files -z --cached --others --exclude-standard -- '*.cpp' '*.hpp' '*.cu' |

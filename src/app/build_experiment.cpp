@@ -89,6 +89,20 @@ Population make_population(const Settings& settings, Strategy& strategy, const C
     return Population(std::move(clients));
 }
 
+/// After the model: a wrong model or data file is told before Python has been started.
+void load_plugin(Experiment& experiment) {
+    const Settings& settings = experiment.settings;
+    experiment.plugin = std::make_unique<PluginLibrary>(settings.strategy.plugin);
+    adopt_own_parts(experiment.strategy, experiment.plugin->parts(), settings);
+    plugin::RunFacts facts{.matrices = {},
+                           .rank_min = settings.lora.rank_min,
+                           .rank_max = settings.lora.rank_max,
+                           .rounds = settings.experiment.rounds,
+                           .scale = experiment.global_scale};
+    for (const AdaptedMatrix& matrix : experiment.layout.matrices) facts.matrices.push_back(matrix.name);
+    experiment.plugin->method().start(facts);
+}
+
 }  // namespace
 
 std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
@@ -138,6 +152,9 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         }
     });
     experiment.global_scale = lora_scale(settings.lora, settings.lora.rank_max);
+    agree(transport, "loading the plugin", [&] {
+        if (!settings.strategy.plugin.empty()) load_plugin(experiment);
+    });
     agree(transport, "counting the clients' data", [&] {
         const Corpus& corpus = *experiment.corpus;
         corpus.check_no_leakage();
@@ -196,6 +213,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} loss tokens of held-out "
         "clients\n"
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
+        "{}"
         "  a round   about {} up and {} down in true bytes\n"
         "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
         "each{}",
@@ -207,6 +225,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         experiment.layout.matrices.size(), histogram.begin()->first, histogram.rbegin()->first,
         name_of(settings.lora.rank_distribution), mean_rank, ranks,
         human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max,
+        experiment.plugin ? fmt::format("  plugin    {}\n", experiment.plugin->describe()) : std::string(),
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
         transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
@@ -239,7 +258,8 @@ RoundContext round_context(Transport& transport, Experiment& experiment, Populat
             .strategy = experiment.strategy,
             .init = adapter_init_law(settings),
             .plan = plan_options(settings, settings.compute.pack_tokens),
-            .private_factors = private_factors};
+            .private_factors = private_factors,
+            .own = experiment.plugin ? &experiment.plugin->method() : nullptr};
 }
 
 }  // namespace hetlora

@@ -70,8 +70,10 @@ int hand_over_to_python(const CommandLine& command) {
 /// MPI ranks with other settings than root's would wait for each other for ever, or mix two experiments.
 void check_same_settings(Transport& transport, const Settings& settings, bool resume) {
     // Without paths, which may differ from host to host; with all that changes the order of collective calls.
-    const std::string mine = fmt::format("{} {} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
-                                         settings.output.trace, settings.log.spectra, resume);
+    const std::string mine = agree(transport, "hashing the settings", [&] {
+        return fmt::format("{} {} {} {} {}", identity_hash(settings, "", ""), settings.experiment.rounds,
+                           settings.output.trace, settings.log.spectra, resume);
+    });
     std::string root = mine;
     std::array<std::int64_t, 1> size{std::ssize(root)};
     transport.broadcast_values(size);
@@ -81,8 +83,7 @@ void check_same_settings(Transport& transport, const Settings& settings, bool re
         if (root != mine) {
             throw usage_error(
                 "MPI rank {} read other settings than MPI rank 0: start all of them with the same command line and the "
-                "same "
-                "content of --config",
+                "same content of --config, of lora.rank_file and of strategy.plugin",
                 transport.mpi_rank());
         }
     });
@@ -149,7 +150,8 @@ std::vector<double> adapter_values(const CommandLine& command, Experiment& exper
 }
 
 int run_evaluate(Transport& transport, const CommandLine& command, Terminal& terminal) {
-    const Settings settings = load(transport, command, RequiredFor::run);
+    Settings settings = load(transport, command, RequiredFor::run);
+    settings.strategy.plugin.clear();  // nothing is trained or merged
     Experiment experiment = build_experiment(transport, settings);
     const auto values = agree(transport, "reading the adapter", [&] { return adapter_values(command, experiment); });
     const EvaluationSums sums = evaluate_global(transport, experiment, values, experiment.evaluation_windows);
@@ -163,7 +165,8 @@ int run_evaluate(Transport& transport, const CommandLine& command, Terminal& ter
 /// `generate --prompt 1,2,3`: goes on greedily. Token ids go in and out, since the program has no tokenizer; the data's
 /// vocabulary gives the text.
 int run_generate(Transport& transport, const CommandLine& command, Terminal& terminal) {
-    const Settings settings = load(transport, command, RequiredFor::run);
+    Settings settings = load(transport, command, RequiredFor::run);
+    settings.strategy.plugin.clear();  // nothing is trained or merged
     Experiment experiment = build_experiment(transport, settings);
     agree(transport, "generating", [&] {
         if (!transport.is_root()) return;

@@ -13,6 +13,16 @@ namespace {
 /// Lines kept in a text of /provenance: an attribute of HDF5 holds 64 kB at most.
 constexpr std::size_t most_provenance_lines = 100;
 
+/// "slot_select=prefix receive=selected ...", with `plugin` for what a plugin has taken over.
+std::string logged_policies(const Strategy& strategy) {
+    const auto logged = logged_strategy(strategy);
+    std::string text;
+    for (const auto& policy : policy_values(strategy)) {
+        text += fmt::format("{}{}={}", text.empty() ? "" : " ", policy.key, logged.at(std::string(policy.key)));
+    }
+    return text;
+}
+
 RunLogHeader log_header(const Experiment& experiment, const Transport& transport, const std::string& run_id,
                         const std::string& command_line) {
     RunLogHeader header{
@@ -29,10 +39,11 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");
     header.provenance.texts["config"] = resolved_ini(experiment.settings);
-    header.provenance.texts["strategy_policies"] = policies_text(experiment.strategy);
+    header.provenance.texts["strategy_policies"] = logged_policies(experiment.strategy);
     header.provenance.texts["command_line"] = command_line;
     header.provenance.texts["base_sha256"] = experiment.base_sha256;
     header.provenance.texts["data_sha256"] = experiment.data_sha256;
+    if (experiment.plugin) header.provenance.texts["plugin"] = experiment.plugin->describe();
     header.provenance.integers["threads"] = experiment.settings.compute.threads;
     return header;
 }

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "combinations.hpp"
+#include "hetlora/base/error.hpp"
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/schema.hpp"
@@ -33,7 +34,8 @@ bool belongs_to_run(Identity identity, const Settings& settings) {
     const bool rounds_matter = settings.local.lr_schedule != LearningRateSchedule::constant ||
                                settings.local.lr_warmup_rounds > 0 ||
                                settings.strategy.rank_schedule.value_or(RankSchedule::none) != RankSchedule::none ||
-                               has_rank_schedule(settings.strategy.preset);
+                               has_rank_schedule(settings.strategy.preset) ||
+                               !settings.strategy.plugin.empty();  // a plugin is told the number of rounds
     return identity == Identity::run || identity == Identity::run_pretrain ||
            (identity == Identity::rounds && rounds_matter);
 }
@@ -84,6 +86,12 @@ std::string identity_text(const Settings& settings, std::string_view base_sha256
     text += changed_keys(settings, [&](Identity identity) { return belongs_to_run(identity, settings); });
     if (settings.lora.rank_distribution == RankDistribution::file) {
         text += fmt::format("rank_file_sha256={}\n", sha256_file(settings.lora.rank_file));
+    }
+    if (const auto& plugin = settings.strategy.plugin; !plugin.empty()) {
+        if (!std::filesystem::is_regular_file(plugin)) {
+            throw input_error("strategy.plugin = {}: there is no such file; check the path", plugin.string());
+        }
+        text += fmt::format("plugin_sha256={}\n", sha256_file(plugin));
     }
     return text + fmt::format("base_sha256={}\ndata_sha256={}\n", base_sha256, data_sha256);
 }

@@ -138,6 +138,8 @@ void add_strategy(std::vector<ConfigKey>& rows) {
     SectionBuilder<S> section("strategy", &Settings::strategy, rows);
     section.text({"preset", Identity::run, "method: one row of the table that `hetlora strategies` prints"}, &S::preset,
                  strategy_names());
+    section.path({"plugin", Identity::none, "own select, weight, merge or penalty: a .py file or a shared library"},
+                 &S::plugin);
     section.policy({"slot_select", Identity::run, "which lora_rank slots of the global adapter a client trains"},
                    &S::slot_select);
     section.policy({"receive", Identity::run, "a client receives those slots, or all with the others frozen"},

@@ -24,6 +24,7 @@ std::vector<std::byte> pack_reports(std::span<const ClientReport> reports) {
     for (const auto& report : reports) {
         for_each_field(report, [&](const auto& field) { writer.put(field); });
         writer.put_all(report.weights);
+        writer.put_all(report.product_norms_squared);
         writer.put_all(report.slots);
     }
     return writer.bytes();
@@ -35,6 +36,7 @@ std::vector<ClientReport> unpack_reports(std::span<const std::byte> bytes) {
         auto& report = reports.emplace_back();
         for_each_field(report, [&](auto& field) { field = reader.get<std::remove_reference_t<decltype(field)>>(); });
         report.weights = reader.get_all<double>();
+        report.product_norms_squared = reader.get_all<double>();
         report.slots = reader.get_all<std::int32_t>();
     }
     return reports;

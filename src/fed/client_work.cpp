@@ -1,8 +1,10 @@
 #include "hetlora/fed/client_work.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/fed/own_method.hpp"
 #include "hetlora/fed/prune.hpp"
 #include "hetlora/fed/slot_choice.hpp"
 #include "hetlora/fed/true_bytes.hpp"
@@ -111,6 +113,20 @@ void add_to_drift(const RoundContext& context, std::span<const double> sent, std
     context.drift->add(sent_placed, rank_max, received_placed, rank_max);
 }
 
+/// What waits for a plugin's weight must not turn out to be too large for the sum later on: with any such weight it
+/// fits.
+/// @throws Error (training) if it is
+void check_summable(std::int64_t client, std::span<const double> sent, std::span<const double> received) {
+    constexpr double limit = ExactSum::largest_term / (8.0 * largest_own_weight);
+    for (const auto values : {sent, received}) {
+        for (const double value : values) {
+            if (std::abs(value) < limit) continue;
+            throw training_error("client {}: its adapter holds {}, too large to be summed: its training diverged",
+                                 client, value);
+        }
+    }
+}
+
 /// Prunes a client, weighs what it sends and hands it to the server's side of this mpi_rank. A client whose adapter
 /// cannot be summed is left out as one that is not finite: its training diverged just as well, and it must not end the
 /// others' run.
@@ -143,6 +159,7 @@ void upload_client(const RoundContext& context, std::int64_t round, const Distri
         received = received_slots;
     }
     const bool whole = strategy.slot_select == SlotSelect::scored;  // the masked pairs are those that did not change
+    if (strategy.own.weight) report.product_norms_squared = product_norms_squared(layout, sent, upload_lora_rank);
     report.weights = client_weights(strategy, layout,
                                     {.factors = sent,
                                      .lora_rank = upload_lora_rank,
@@ -154,15 +171,26 @@ void upload_client(const RoundContext& context, std::int64_t round, const Distri
                                      .lora_rank_after = report.lora_rank_after,
                                      .value_bytes = context.settings.model.precision == Precision::fp64 ? 8 : 4});
     try {
-        if (strategy.merge == Merge::factors) {
-            context.accumulator.add(
-                {.client = report.client,
-                 .factors = sent,
-                 .lora_rank = upload_lora_rank,
-                 .slots = whole ? std::span<const std::int32_t>() : std::span(slots),
-                 .received = received,
-                 .received_lora_rank = strategy.prunes() ? report.lora_rank_before : upload_lora_rank,
-                 .weights = report.weights});
+        const std::int64_t received_lora_rank = strategy.prunes() ? report.lora_rank_before : upload_lora_rank;
+        if (strategy.sums_uploads() && strategy.own.weight) {
+            check_summable(report.client, sent, received);
+            work.held.push_back({.cohort_index = report.cohort_index,
+                                 .client = report.client,
+                                 .factors = sent,
+                                 .lora_rank = upload_lora_rank,
+                                 .slots = slots,
+                                 .received = {},
+                                 .received_lora_rank = received_lora_rank});
+            if (strategy.aggregate == Aggregate::deltas)
+                work.held.back().received.assign(received.begin(), received.end());
+        } else if (strategy.sums_uploads()) {
+            context.accumulator.add({.client = report.client,
+                                     .factors = sent,
+                                     .lora_rank = upload_lora_rank,
+                                     .slots = whole ? std::span<const std::int32_t>() : std::span(slots),
+                                     .received = received,
+                                     .received_lora_rank = received_lora_rank,
+                                     .weights = report.weights});
         }
         if (strategy.gathers_uploads()) {
             work.uploads.push_back({.cohort_index = report.cohort_index, .factors = sent});
@@ -188,6 +216,20 @@ void upload_client(const RoundContext& context, std::int64_t round, const Distri
 
 }  // namespace
 
+void add_held_uploads(const RoundContext& context, std::span<const double> weights, std::span<const HeldUpload> held) {
+    for (const HeldUpload& upload : held) {
+        const std::vector<double> of_matrices(context.engine.layout().matrices.size(),
+                                              weights[static_cast<std::size_t>(upload.cohort_index)]);
+        context.accumulator.add({.client = upload.client,
+                                 .factors = upload.factors,
+                                 .lora_rank = upload.lora_rank,
+                                 .slots = upload.slots,
+                                 .received = upload.received,
+                                 .received_lora_rank = upload.received_lora_rank,
+                                 .weights = of_matrices});
+    }
+}
+
 LocalOptions local_options(const RoundContext& context, std::int64_t round) {
     const LocalSettings& local = context.settings.local;
     const Strategy& strategy = context.strategy;
@@ -210,7 +252,9 @@ LocalOptions local_options(const RoundContext& context, std::int64_t round) {
             .dropout = context.settings.lora.dropout,
             .batch_size = local.batch_size,
             .seed_data = context.settings.experiment.seed_data,
-            .round = round};
+            .round = round,
+            .penalty = strategy.own.penalty ? context.own : nullptr,
+            .penalty_name = context.settings.strategy.plugin.string()};
 }
 
 void put_private_factors(const AdapterLayout& layout, const Population& population, std::int64_t client,
@@ -239,7 +283,9 @@ Distribution distribute(const RoundContext& context, std::int64_t round, const P
     const std::int64_t rank_max = context.init.rank_max;
     Distribution d;
     d.lora_rank = client.lora_rank;
-    if (strategy.slot_select == SlotSelect::random) {
+    if (strategy.own.select) {
+        d.slots = client.own_slots;
+    } else if (strategy.slot_select == SlotSelect::random) {
         d.slots =
             random_slots({.seed = context.settings.experiment.seed_sampling, .round = round, .client = client.client},
                          rank_max, client.lora_rank);

@@ -131,6 +131,13 @@ void broadcast_base_change(Transport& transport, LowRankDelta& change, const Ada
     }
 }
 
+void broadcast_own_slots(Transport& transport, RoundPlan& plan) {
+    for (PlannedClient& client : plan.cohort) {
+        client.own_slots.resize(static_cast<std::size_t>(client.lora_rank));
+        transport.broadcast_values(client.own_slots);
+    }
+}
+
 void broadcast_lora_ranks(Transport& transport, const RoundPlan& plan, std::span<const ClientReport> reports,
                           Population& population) {
     std::vector<std::int64_t> lora_ranks(plan.cohort.size());

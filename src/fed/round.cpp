@@ -10,6 +10,7 @@
 #include "hetlora/fed/client_work.hpp"
 #include "hetlora/fed/exchange.hpp"
 #include "hetlora/fed/gathered_merge.hpp"
+#include "hetlora/fed/own_method.hpp"
 #include "hetlora/fed/trace_exchange.hpp"
 
 namespace hetlora {
@@ -55,6 +56,31 @@ void check_dropped(const RoundContext& context, std::int64_t round, std::span<co
     });
 }
 
+/// Root's plugin chooses the slots of the cohort.
+void choose_slots_by_plugin(const RoundContext& context, std::span<const double> global, RoundPlan& plan) {
+    agree(context.transport, fmt::format("choosing slots for round {}", plan.round), [&] {
+        if (context.transport.is_root()) {
+            choose_own_slots(*context.own, context.engine.layout(), context.init, global, plan);
+        }
+    });
+    broadcast_own_slots(context.transport, plan);
+}
+
+/// Root's plugin weighs the cohort; every mpi_rank then adds up what its clients sent.
+void weigh_by_plugin(const RoundContext& context, const ClientWork& work, RoundOutcome& outcome) {
+    std::vector<double> weights(outcome.plan.cohort.size());
+    agree(context.transport, fmt::format("weighing the clients of round {}", outcome.plan.round), [&] {
+        if (!context.transport.is_root()) return;
+        weights = own_weights(*context.own, outcome.plan.round, outcome.reports);
+        for (std::size_t i = 0; i < weights.size(); ++i) {
+            if (outcome.reports[i].dropped) continue;
+            outcome.reports[i].weights.assign(context.engine.layout().matrices.size(), weights[i]);
+        }
+    });
+    context.transport.broadcast_values(weights);
+    agree(context.transport, "adding up the uploads", [&] { add_held_uploads(context, weights, work.held); });
+}
+
 /// What root has of the cohort's uploads: their sums, or each on its own, or both.
 struct Inbox {
     std::vector<double> sums;
@@ -63,7 +89,7 @@ struct Inbox {
 
 Inbox collect(const RoundContext& context, const RoundPlan& plan, std::span<const GatheredUpload> mine) {
     Inbox inbox;
-    if (context.strategy.merge == Merge::factors) inbox.sums = reduce_uploads(context.transport, context.accumulator);
+    if (context.strategy.sums_uploads()) inbox.sums = reduce_uploads(context.transport, context.accumulator);
     if (context.strategy.gathers_uploads()) inbox.uploads = gather_uploads(context.transport, plan, mine);
     return inbox;
 }
@@ -78,6 +104,11 @@ LowRankDelta merge_on_root(const RoundContext& context, const Inbox& inbox, Serv
                                  .previous = state.global,
                                  .init = context.init,
                                  .lora = context.settings.lora};
+    if (strategy.own.merge) {
+        outcome.merge = own_merge(*context.own, gathered, outcome.plan.round);
+        state.global = outcome.merge.global;
+        return {};
+    }
     LowRankDelta base_change;
     switch (strategy.merge) {
         case Merge::factors:
@@ -171,11 +202,13 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerSt
     broadcast_adapter(transport, state.global, context.settings.model.precision);
     outcome.t_comm_s += watch.lap();
 
+    if (strategy.own.select) choose_slots_by_plugin(context, state.global, outcome.plan);
     ClientWork work = train_packs(context, outcome.plan, state.global);
     watch.lap();
 
     outcome.reports = gather_reports(transport, outcome.plan, work.reports);
     check_dropped(context, round, outcome.reports);
+    if (strategy.own.weight) weigh_by_plugin(context, work, outcome);
     const Inbox inbox = collect(context, outcome.plan, work.uploads);
     if (context.drift != nullptr) outcome.client_cosines = reduce_drift(transport, *context.drift);
     if (context.settings.output.trace) outcome.traced = gather_trace(transport, work.traced);

@@ -233,6 +233,10 @@ std::map<std::string, std::string> logged_strategy(const Strategy& strategy) {
     std::map<std::string, std::string> named{{"preset", strategy.preset},
                                              {"rank_levels", fmt::format("{}", fmt::join(strategy.rank_levels, ","))}};
     for (const auto& policy : policy_values(strategy)) named.emplace(policy.key, policy.value);
+    // adopt_own_parts() puts the nearest policy in a part's place: what ran is the plugin's.
+    if (strategy.own.select) named["slot_select"] = "plugin";
+    if (strategy.own.weight) named["client_weight"] = "plugin";
+    if (strategy.own.merge) named["merge"] = named["slot_norm"] = named["keep_uncovered"] = "plugin";
     return named;
 }
 

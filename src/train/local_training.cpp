@@ -15,6 +15,7 @@
 #include "hetlora/model/batch.hpp"
 #include "hetlora/tensor/profile.hpp"
 #include "hetlora/train/client_update.hpp"
+#include "hetlora/train/penalty.hpp"
 
 namespace hetlora {
 namespace {
@@ -84,7 +85,8 @@ std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const Cli
         group.adapters->set_all(received);
         group.state = OptimizerState(*group.adapters, options.optimizer);
         group.state.trained = std::move(trained);
-        if (options.prox_mu > 0.0) group.state.received_CP = group.adapters->theta_CP.clone();
+        if (options.prox_mu > 0.0 || options.penalty != nullptr)
+            group.state.received_CP = group.adapters->theta_CP.clone();
         group.tasks = std::move(members);
         groups.push_back(std::move(group));
     }
@@ -148,14 +150,25 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
             record.loss = sum / static_cast<double>(record.n_loss_tokens);
             outcomes[t].finite = outcomes[t].finite && std::isfinite(record.loss);
         }
-        // gradient_CP of each group now holds the losses' gradients: the place for a further penalty's gradient, one
-        // call for all clients of a group, before the updates clear what is frozen and clip.
+        // gradient_CP of each group now holds the losses' gradients. A penalty's is added before the updates clear what
+        // is frozen and clip.
         for (auto& group : groups) {
             std::vector<ClientStep> steps;
+            std::vector<std::int64_t> active_clients;
             for (const std::size_t t : group.tasks) {
                 const ClientTask& task = tasks[t];
                 if (task.n_steps <= step) break;
                 steps.push_back({.lora_rank = task.lora_rank, .tail_start = task.tail_start, .step = step + 1});
+                active_clients.push_back(task.client);
+            }
+            if (options.penalty != nullptr && !steps.empty()) {
+                add_penalty({.method = *options.penalty,
+                             .name = options.penalty_name,
+                             .round = options.round,
+                             .clients = active_clients,
+                             .steps = steps,
+                             .received_CP = group.state.received_CP},
+                            engine.layout(), *group.adapters);
             }
             update_clients(*group.adapters, group.state, engine.layout(), steps, options);
         }

@@ -138,6 +138,22 @@ TEST(Identity, a_rank_file_counts_by_content) {
     EXPECT_THROW((void)identity({"lora.rank_distribution=file", "lora.rank_file=/nowhere/ranks"}), Error);
 }
 
+TEST(Identity, a_plugin_counts_by_content_and_is_told_the_rounds) {
+    const auto folder = std::filesystem::path(testing::TempDir());
+    const auto of_plugin = [&](const char* content, const char* rounds) {
+        std::ofstream(folder / "hetlora_method.py") << content;
+        auto hash = identity({"strategy.plugin=" + (folder / "hetlora_method.py").string(), rounds});
+        std::filesystem::remove(folder / "hetlora_method.py");
+        return hash;
+    };
+
+    EXPECT_EQ(of_plugin("a = 1", "experiment.rounds=5"), of_plugin("a = 1", "experiment.rounds=5"));
+    EXPECT_NE(of_plugin("a = 1", "experiment.rounds=5"), of_plugin("a = 2", "experiment.rounds=5"));
+    EXPECT_NE(of_plugin("a = 1", "experiment.rounds=5"), of_plugin("a = 1", "experiment.rounds=6"));
+    EXPECT_NE(of_plugin("a = 1", "experiment.rounds=5"), identity({"experiment.rounds=5"}));
+    EXPECT_THROW((void)identity({"strategy.plugin=/nowhere/method.py"}), Error);
+}
+
 TEST(Identity, the_text_lists_what_differs_from_the_defaults) {
     EXPECT_EQ(
         identity_text(loaded("", {"lora.rank_max=16", "local.epochs=2"}), "b", "d"),

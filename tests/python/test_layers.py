@@ -12,6 +12,7 @@ LAYER = {
     "tensor": 1,
     "comm": 1,
     "store": 1,
+    "plugin": 1,
     "model": 2,
     "cuda": 2,
     "data": 2,
@@ -60,7 +61,10 @@ def test_includes_point_downwards(path):
         (r"#include <mpi\.h>", r"src/comm/mpi_"),
         (r"#include <hdf5(_hl)?\.h>", r"(src|include/hetlora)/store/hdf5_"),
         (r"#include <boost/program_options", r"src/config/"),
-        (r"#include <(ATen|c10|torch)/", r"include/hetlora/tensor/torch\.hpp|src/tensor/frozen_linear\.cpp|src/cuda/"),
+        (
+            r"#include <(ATen|c10|torch)/",
+            r"include/hetlora/tensor/torch\.hpp|(include/hetlora|src)/plugin/|src/tensor/frozen_linear\.cpp|src/cuda/",
+        ),
         (r"#include <(ATen/cuda|c10/cuda|cuda)", r"src/cuda/graph_step\.cpp"),
     ],
 )

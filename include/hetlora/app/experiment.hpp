@@ -12,6 +12,7 @@
 #include "hetlora/comm/transport.hpp"
 #include "hetlora/config/settings.hpp"
 #include "hetlora/data/corpus.hpp"
+#include "hetlora/fed/plugin_library.hpp"
 #include "hetlora/fed/population.hpp"
 #include "hetlora/fed/round.hpp"
 #include "hetlora/fed/strategy.hpp"
@@ -25,6 +26,7 @@ namespace hetlora {
 struct Experiment {
     Settings settings;  ///< with everything that was chosen automatically filled in
     Strategy strategy;
+    std::unique_ptr<PluginLibrary> plugin;  ///< strategy.plugin; outlives the engine's training
     AdapterLayout layout;
     EngineChoice choice;
     std::unique_ptr<Engine> engine;  ///< holds the frozen weights

@@ -25,6 +25,7 @@ enum class Purpose : std::uint64_t {
     test = 12,
     slot_choice = 13,
     fresh_adapter = 14,
+    plugin = 15,
 };
 
 /// The finaliser of SplitMix64: a bijection of 64 bits with full avalanche.

@@ -22,8 +22,8 @@ namespace hetlora {
                                         const std::map<std::string, std::string>& resolved_strategy = {});
 
 /// What a run's identity is made of, one "name=value" a line: the keys that can change the result and are not at
-/// their default, and the content of base, data and rank_file. Two runs can be compared by it.
-/// @throws Error(input) if lora.rank_file is used and cannot be read
+/// their default, and the content of base, data, rank_file and plugin. Two runs can be compared by it.
+/// @throws Error(input) if lora.rank_file or strategy.plugin is used and cannot be read
 [[nodiscard]] std::string identity_text(const Settings& settings, std::string_view base_sha256,
                                         std::string_view data_sha256);
 

@@ -121,6 +121,7 @@ struct LocalSettings {
 
 struct StrategySettings {
     std::string preset = "hetlora";
+    std::filesystem::path plugin;  ///< own select, weight, merge or penalty; empty: none
     /// The policies; unset = as in the preset's row.
     std::optional<SlotSelect> slot_select;
     std::optional<Receive> receive;

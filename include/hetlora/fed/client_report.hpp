@@ -33,6 +33,8 @@ struct ClientReport {
     bool dropped = false;         ///< non-finite: counts for nothing in the merge
     /// Weight before normalisation, per matrix (see client_weights()); may be empty if dropped.
     std::vector<double> weights{};
+    /// ||B_m A_m||_F^2 of what it sent, per matrix; only where a plugin weighs the clients.
+    std::vector<double> product_norms_squared{};
     /// Places of its slots in the global adapter, ascending; empty: the leading lora_rank_after ones.
     std::vector<std::int32_t> slots{};
 

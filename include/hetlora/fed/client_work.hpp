@@ -14,11 +14,23 @@
 
 namespace hetlora {
 
+/// What a client sent, kept until a plugin's weights of the round are known.
+struct HeldUpload {
+    std::int64_t cohort_index = 0;
+    std::int64_t client = 0;
+    std::vector<double> factors;
+    std::int64_t lora_rank = 0;
+    std::vector<std::int32_t> slots;  ///< as ClientUpload::slots
+    std::vector<double> received;     ///< aggregate = deltas only
+    std::int64_t received_lora_rank = 0;
+};
+
 /// What the clients of one mpi_rank leave behind.
 struct ClientWork {
     std::vector<ClientReport> reports;
     std::vector<TracedClient> traced;     ///< with output.trace
     std::vector<GatheredUpload> uploads;  ///< where strategy.gathers_uploads()
+    std::vector<HeldUpload> held;         ///< where strategy.own.weight and strategy.sums_uploads()
 };
 
 /// What one client gets and trains in a round.
@@ -42,6 +54,11 @@ void put_private_factors(const AdapterLayout& layout, const Population& populati
 /// Trains one pack and adds what its clients send to the sums of this mpi_rank and to `work`.
 void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack,
                     std::span<const double> global, ClientWork& work);
+
+/// Adds the held uploads to the sums of this mpi_rank.
+/// @param weights of the whole cohort
+/// @throws Error (training) if one of them is too large to be summed
+void add_held_uploads(const RoundContext& context, std::span<const double> weights, std::span<const HeldUpload> held);
 
 /// What all clients of a round share.
 [[nodiscard]] LocalOptions local_options(const RoundContext& context, std::int64_t round);

@@ -2,8 +2,9 @@
 // every mpi_rank calls every one of them, in this order:
 //
 //   1. broadcast_adapter       root's global adapter to all
+//      broadcast_own_slots     the slots that a plugin chose on root (strategy.plugin with select)
 //   2. (agree() over the training of this round, comm/agree.hpp)
-//   3. gather_reports          one record per client to root
+//   3. gather_reports          one record per client to root (then a plugin's weights to all: weigh_by_plugin)
 //   4. reduce_uploads          flags of used weights to all, then the weighted sums to root (merge = factors)
 //      gather_uploads          every client's factors to root (methods that need them)
 //      broadcast_base_change   what root made of them for the frozen base to all (base_update)
@@ -56,6 +57,9 @@ void broadcast_base_change(Transport& transport, LowRankDelta& change, const Ada
 
 /// The clients' mean pairwise cosines, one per matrix: on root, elsewhere nothing.
 [[nodiscard]] std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift);
+
+/// Copies root's own_slots of the cohort (lora_rank of each client) to all mpi_ranks.
+void broadcast_own_slots(Transport& transport, RoundPlan& plan);
 
 /// Writes the cohort's lora_ranks after pruning into every mpi_rank's population (dropped clients keep theirs).
 /// @param reports root's reports in cohort order; ignored elsewhere

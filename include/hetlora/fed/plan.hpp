@@ -36,6 +36,8 @@ struct PlannedClient {
     std::int64_t n_steps = 0;
     std::int64_t rows_per_step = 0;  ///< estimate: mean rows of its windows, rounded up, times the batch
     std::int64_t pack = 0;
+    /// Its places in the global adapter, ascending, where a plugin chose them; empty: by strategy.slot_select.
+    std::vector<std::int64_t> own_slots{};
 };
 
 /// Clients that train together.

@@ -2,9 +2,11 @@
 //
 //   all    plan    = make_round_plan(seed, round, population)        pure function: cohort, lora_ranks, packs
 //   all    broadcast the global adapter                               collective
+//   root   a plugin's select, told to all                             collective, where there is one
 //   each   train the packs of this mpi_rank (client_work.hpp)         no communication
 //   all    agree that everybody succeeded                             collective
-//   all    gather reports; reduce the weighted sums to root, or
+//   all    gather reports; take over a plugin's weights, where there
+//          are any; reduce the weighted sums to root, or
 //          gather the factors where the method needs them             collective
 //   root   merge: the next global adapter, and what goes into the base
 //   all    apply the change of the base, where there is one           collective
@@ -23,6 +25,7 @@
 #include "hetlora/fed/private_factors.hpp"
 #include "hetlora/fed/server_state.hpp"
 #include "hetlora/fed/strategy.hpp"
+#include "hetlora/plugin/method.hpp"
 #include "hetlora/train/local_training.hpp"
 
 namespace hetlora {
@@ -40,6 +43,7 @@ struct RoundContext {
     PlanOptions plan;
     PrivateFactors* private_factors = nullptr;  ///< where strategy.is_personal()
     UpdateDrift* drift = nullptr;               ///< on every mpi_rank where the round's drift is wanted, else on none
+    plugin::Method* own = nullptr;              ///< strategy.plugin, for the parts in strategy.own
 };
 
 /// A participation as a replay needs it; gathered only where a trace is wanted.

@@ -49,10 +49,20 @@ struct StrategyPreset {
     std::vector<std::string_view> notes;  ///< defaults with their reasons, deviations, what other public code does
 };
 
+/// The parts of a method that a plugin (strategy.plugin) takes over from the policies.
+struct OwnParts {
+    bool select = false;
+    bool weight = false;
+    bool merge = false;
+    bool penalty = false;
+    bool operator==(const OwnParts&) const = default;
+};
+
 /// A method, fully resolved: the preset's row, then the keys of [strategy].
 struct Strategy : Policies {
     std::string preset;  ///< canonical name of the row it started from
     bool requires_equal_lora_ranks = false;
+    OwnParts own;  ///< adopt_own_parts()
 
     double prune_gamma = 0.99;
     double prune_lambda = 0.01;
@@ -80,8 +90,10 @@ struct Strategy : Policies {
     [[nodiscard]] bool restarts() const { return merge == Merge::stack; }
     /// Root needs every client's factors, not only their sum.
     [[nodiscard]] bool gathers_uploads() const {
-        return merge != Merge::factors || base_update == BaseUpdate::residual;
+        return own.merge || merge != Merge::factors || base_update == BaseUpdate::residual;
     }
+    /// Every mpi_rank adds its clients' factors up, and root gets the sums.
+    [[nodiscard]] bool sums_uploads() const { return merge == Merge::factors && !own.merge; }
     /// Every client keeps a factor of its own, and is evaluated with it.
     [[nodiscard]] bool is_personal() const { return shared_factors != SharedFactors::both; }
     /// Slots are chosen per client, so that they are not the leading ones.
@@ -114,6 +126,10 @@ struct Factors {
 /// @throws Error (usage) for an unknown preset, a value out of range, or a combination that makes no sense, with the
 ///         reason
 [[nodiscard]] Strategy resolve_strategy(const Settings& settings);
+
+/// Gives parts of a method to a plugin. What it does not take stays the policies'.
+/// @throws Error (usage) if a key of [strategy] says the same as such a part, or if the rest cannot go with it
+void adopt_own_parts(Strategy& strategy, const OwnParts& own, const Settings& settings);
 
 /// Checks what a strategy asks of the drawn ranks, and fills rank_levels where they come from these.
 /// @throws Error (usage) if it needs equal lora_ranks and these differ, or if one of them is no rank level

@@ -9,11 +9,13 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "hetlora/config/settings.hpp"
 #include "hetlora/data/corpus.hpp"
 #include "hetlora/model/engine.hpp"
+#include "hetlora/plugin/method.hpp"
 
 namespace hetlora {
 
@@ -33,6 +35,8 @@ struct LocalOptions {
     std::int64_t batch_size = 1;
     std::uint64_t seed_data = 0;  ///< order of batches and dropout masks
     std::int64_t round = 1;
+    plugin::Method* penalty = nullptr;  ///< adds its penalty to every local step; null: none
+    std::string penalty_name;           ///< of the plugin, for messages
 };
 
 /// One client's work in a round.
