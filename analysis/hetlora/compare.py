@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("runs", nargs="+", metavar="SWEEP|RUN", help="a sweep's .ini or folder, run folders, patterns")
     top.add_argument("--by", default="strategy.preset", metavar="KEY,...", help="settings that make the methods")
     top.add_argument("--metric", default="eval_perplexity", help="a column of /rounds (default: %(default)s)")
-    top.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only these runs; repeatable")
+    top.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="only these runs (or KEY~TEXT); repeatable"
+    )
     top.add_argument("--tune", default="", metavar="KEY,...", help="settings chosen per method on valid")
     top.add_argument("--at", choices=("last", "best-valid"), default="last", help="the round whose value counts")
     top.add_argument("--target", type=float, help="value to reach: rounds and true bytes until then")

@@ -75,6 +75,8 @@ def _other_settings(runs: list[MethodRun], question: Question, notes: list[str])
     for key, values in swept_settings([run.record for run in runs]).items():
         if key in explained:
             continue
+        if key == "evaluation.test" and set(values) <= {None, "none"}:
+            continue  # a program older than this key measured no test part either
         groups: dict[str, list[str]] = {}
         for run, value in zip(runs, values, strict=True):
             groups.setdefault(str(value), []).append(run.name)

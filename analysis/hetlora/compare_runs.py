@@ -1,5 +1,6 @@
 """Which runs `hetlora compare` compares: usable ones, by method, seed, tuned value and part of the data."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -129,14 +130,21 @@ def _why_unusable(record: RunRecord, metric: str) -> str:
 
 
 def _where_filter(records: list[RunRecord], conditions: tuple[str, ...]) -> Callable[[RunRecord], bool]:
-    parsed = []
+    """KEY=VALUE[,VALUE...] (any of these) or KEY~TEXT (the value contains it); all conditions must hold."""
+    tests: list[Callable[[RunRecord], bool]] = []
     for text in conditions:
-        key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not value:
-            raise UsageError(f"--where {text}: write section.key=value (commas: any of these values)")
+        key, sign, value = (part.strip() for part in re.match(r"([^=~]*)([=~]?)(.*)", text, re.DOTALL).groups())
+        if not sign or not value:
+            raise UsageError(
+                f"--where {text}: write section.key=value (commas: any of these values) or section.key~text"
+            )
         _check_keys([(record, "") for record in records], (key,))
-        parsed.append((key, [value, *(one.strip() for one in value.split(","))]))
-    return lambda record: all(any(_same(record.settings.get(key), one) for one in values) for key, values in parsed)
+        if sign == "~":
+            tests.append(lambda record, key=key, value=value: value in str(record.settings.get(key, "")))
+        else:
+            wanted = [value, *(one.strip() for one in value.split(","))]
+            tests.append(lambda record, key=key, wanted=wanted: any(_same(record.settings.get(key), w) for w in wanted))
+    return lambda record: all(test(record) for test in tests)
 
 
 def _same(value: object, text: str) -> bool:

@@ -289,6 +289,7 @@ def test_runs_with_different_rounds(tmp_path):
         (["--metric", "eval_perplexty"], 2, "no run has the metric eval_perplexty; they have: "),
         (["--by", "strategy.presets"], 2, "did you mean strategy.preset?"),
         (["--where", "strategy.preset"], 2, "write section.key=value"),
+        (["--where", "strategy.preset~nix"], 3, "none of the 12 runs has strategy.preset~nix"),
         (["--where", "strategy.preset=none"], 3, "none of the 12 runs has strategy.preset=none"),
         (["--baseline", "none"], 2, "the methods are "),
         (["--level", "95"], 2, "give a number between 0 and 1"),
