@@ -122,8 +122,8 @@ MUTATIONS = [
     Mutation(
         "every round repeats the batches of round 1",
         TRAINING,
-        "          .round = options.round,\n",
-        "          .round = 1,\n",
+        "\n                 .round = options.round,\n",
+        "\n                 .round = 1,\n",
         ("train_test",),
     ),
     Mutation(
