@@ -1,6 +1,6 @@
 """What a Python plugin adds to a round: HetLoRA's weights as built in, and as examples/python-plugins has them.
 
-    .venv/bin/python benchmarks/plugin_overhead.py [--config FILE] [--rounds N] [--repeats N] [--program FILE] [KEY=VALUE ...]
+    .venv/bin/python benchmarks/plugin_overhead.py [--config FILE] [--rounds N] [--repeats N] [KEY=VALUE ...]
 
 Runs take turns, so that a change of the machine's load meets both. The first round of each is left out: its time holds
 what is done only once. Prints the medians of t_round_s over all rounds, their ratio, and the time to start. Short
