@@ -122,8 +122,8 @@ MUTATIONS = [
     Mutation(
         "every round repeats the batches of round 1",
         TRAINING,
-        "          .round = options.round,\n",
-        "          .round = 1,\n",
+        ".round = options.round,\n                 .n_windows",
+        ".round = 1,\n                 .n_windows",
         ("train_test",),
     ),
     Mutation(
