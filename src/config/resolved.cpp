@@ -7,6 +7,7 @@
 #include "combinations.hpp"
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/text.hpp"
+#include "hetlora/config/adapter_hash.hpp"
 #include "hetlora/config/schema.hpp"
 #include "hetlora/config/strategy_names.hpp"
 
@@ -84,6 +85,9 @@ std::string identity_text(const Settings& settings, std::string_view base_sha256
     text += changed_keys(settings, [&](Identity identity) { return belongs_to_run(identity, settings); });
     if (settings.lora.rank_distribution == RankDistribution::file) {
         text += fmt::format("rank_file_sha256={}\n", sha256_file(settings.lora.rank_file));
+    }
+    if (!settings.model.adapter.empty()) {
+        text += fmt::format("adapter_sha256={}\n", adapter_sha256(settings.model.adapter));
     }
     return text + fmt::format("base_sha256={}\ndata_sha256={}\n", base_sha256, data_sha256);
 }
