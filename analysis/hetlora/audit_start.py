@@ -1,4 +1,4 @@
-"""The adapter that a run started from (`model.adapter`), read independently of the program: for round 0 of the audit."""
+"""The adapter that a run started from (`model.adapter`), read independently of the program, for the audit."""
 
 from __future__ import annotations
 

@@ -102,6 +102,47 @@ TEST_P(Families, explicit_backward_equals_autograd_also_with_recomputing) {
     }
 }
 
+TEST_P(Families, a_client_cannot_tell_that_it_was_batched) {
+    const LlamaWeights weights = load_weights(folder(), at::kFloat, at::kCPU);
+    const AdapterLayout layout = make_adapter_layout(weights.config, {"all-linear"});
+    Engine engine(weights, layout);
+    const auto first = testing_engine::make_client(layout, 1, 4, {11, 21}, 96);
+    const auto second = testing_engine::make_client(layout, 2, 4, {16, 16}, 96);
+    const auto train = [&](const std::vector<const testing_engine::TestClient*>& clients) {
+        auto group = testing_engine::make_group(layout, clients, weights);
+        std::vector<BatchClient> batch;
+        for (std::size_t c = 0; c < clients.size(); ++c) {
+            batch.push_back(testing_engine::batch_client(*clients[c], group.get(), static_cast<std::int64_t>(c)));
+        }
+        (void)engine.train(make_batch(weights, batch));
+        return group;
+    };
+    const auto together = train({&first, &second});
+    EXPECT_EQ(together->get_gradient(1, 4), train({&second})->get_gradient(0, 4));
+    EXPECT_EQ(together->get_gradient(0, 4), train({&first})->get_gradient(0, 4));
+}
+
+TEST_P(Families, bf16_stays_near_fp32) {
+    const LlamaWeights exact = load_weights(folder(), at::kFloat, at::kCPU);
+    const AdapterLayout layout = make_adapter_layout(exact.config, {"all-linear"});
+    const auto client = testing_engine::make_client(layout, 3, 4, {9, 20}, 96);
+    std::vector<double> expected;
+    const double loss = testing_engine::reference_loss(exact, layout, client, &expected);
+    for (const bool aten : {false, true}) {
+        ops::force_aten(aten);
+        EngineOptions options;
+        options.gemm = GemmPath::widened;
+        Engine engine(load_weights(folder(), at::kBFloat16, at::kCPU), layout, options);
+        const auto group = testing_engine::make_group(layout, {&client}, exact);
+        const std::vector clients{testing_engine::batch_client(client, group.get(), 0)};
+        const RowLosses losses = engine.train(make_batch(engine.weights(), clients));
+        EXPECT_NEAR(testing_engine::client_mean(losses, 0, testing_engine::n_targets(client)), loss, 0.02 * loss);
+        const double error = testing_engine::relative_difference(group->get_gradient(0, client.lora_rank), expected);
+        EXPECT_LT(error, 0.15);
+        EXPECT_GT(error, 1e-4) << "this is not bfloat16";
+    }
+}
+
 TEST_P(Families, a_saved_model_is_the_same_model) {
     const LlamaWeights weights = load_weights(folder(), at::kFloat, at::kCPU);
     const fs::path copy = folder() / "copy";
