@@ -80,7 +80,8 @@ def test_a_run_is_audited_and_exported(family, data, tmp_path):
 @needs_program
 def test_a_window_narrower_than_the_sequences_is_refused(data, tmp_path):
     model = families.build_family(tmp_path / "model", "mistral", "linear")  # a window of 64
-    ini = write_ini(tmp_path / "run.ini", (model, data), {"data": {"sequence_length": 65}})
+    ini = write_ini(tmp_path / "run.ini", (model, data),
+                    {"data": {"sequence_length": 65}, "compute": {"pack_tokens": 128}})  # fmt: skip
     done = start("check", "--config", ini)
     assert done.returncode == 2
     assert "sequence_length = 65 is longer than the 64 positions of the sliding window" in done.stderr
