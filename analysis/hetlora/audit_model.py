@@ -1,20 +1,26 @@
 """Base model of the audit: stock `transformers` in fp32, or a true fp64 version of the same computation.
 
-`model.double()` alone isn't fp64: Llama code computes three parts in float32 whatever the weights' dtype
-(the RMSNorm statistics, the rotary angles, the attention softmax), which costs about 1e-6 in the loss.
-`float64_parts` replaces those three, and only those, with the same formulas in fp64.
+`model.double()` alone isn't fp64: the code of these families computes three parts in float32 whatever the weights'
+dtype (the RMSNorm statistics, the rotary angles, the attention softmax), which costs about 1e-6 in the loss.
+`float64_parts` replaces those three, and only those, with the same formulas in fp64, for every family that the
+program has.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import repeat_kv
+
+#: model_type of a base that the program trains -> prefix of its classes in `transformers`
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 #: Canonical order of the adapted matrices within one transformer layer (short name -> sub-module).
 TARGETS = {
@@ -28,23 +34,33 @@ def _rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
 
 
+def _llama3(inverse: torch.Tensor, rope: dict) -> torch.Tensor:
+    """Inverse frequencies of Llama 3.1: kept where they are high, divided where they are low, blended between."""
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    turns = rope["original_max_position_embeddings"] * inverse / (2 * math.pi)  # within the original positions
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - blend) * inverse / factor + blend * inverse
+
+
 @torch.no_grad()
 def _rotary(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if self.rope_type == "default":
-        config = self.config
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        exponent = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-        inverse = 1.0 / (float(config.rope_parameters["rope_theta"]) ** exponent)
-    else:
-        inverse = self.inv_freq.double()
+    config, rope = self.config, self.config.rope_parameters
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inverse = 1.0 / (float(rope["rope_theta"]) ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim))
+    if self.rope_type == "linear":
+        inverse = inverse / rope["factor"]
+    elif self.rope_type == "llama3":
+        inverse = _llama3(inverse, rope)
+    elif self.rope_type != "default":
+        raise ValueError(f"rotary rule {self.rope_type!r} has no fp64 version here - audit a run with precision fp32")
     angles = position_ids[..., None].double() * inverse
     angles = torch.cat((angles, angles), dim=-1)
     return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
 
 
 def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
-    keys = modeling_llama.repeat_kv(key, module.num_key_value_groups)
-    values = modeling_llama.repeat_kv(value, module.num_key_value_groups)
+    keys = repeat_kv(key, module.num_key_value_groups)
+    values = repeat_kv(value, module.num_key_value_groups)
     scores = torch.matmul(query, keys.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -54,21 +70,22 @@ def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, 
 
 @contextlib.contextmanager
 def float64_parts(dtype: torch.dtype) -> Iterator[None]:
-    """Within the block, Llama's three float32 parts run in fp64 if `dtype` is float64; otherwise nothing changes."""
+    """Within the block, the three float32 parts run in fp64 if `dtype` is float64; otherwise nothing changes."""
     if dtype != torch.float64:
         yield
         return
-    norm, rotary = modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward
-    attention = modeling_llama.eager_attention_forward
-    modeling_llama.LlamaRMSNorm.forward = _rms_norm
-    modeling_llama.LlamaRotaryEmbedding.forward = _rotary
-    modeling_llama.eager_attention_forward = _attention
-    try:
+    with contextlib.ExitStack() as stack:
+        for model_type, prefix in FAMILIES.items():
+            module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+            _replace(stack, getattr(module, f"{prefix}RMSNorm"), "forward", _rms_norm)
+            _replace(stack, getattr(module, f"{prefix}RotaryEmbedding"), "forward", _rotary)
+            _replace(stack, module, "eager_attention_forward", _attention)
         yield
-    finally:
-        modeling_llama.LlamaRMSNorm.forward = norm
-        modeling_llama.LlamaRotaryEmbedding.forward = rotary
-        modeling_llama.eager_attention_forward = attention
+
+
+def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 def load_base(path: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -77,10 +94,10 @@ def load_base(path: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.
     Weights stored in half precision are widened exactly. Nothing is downloaded.
     """
     config = AutoConfig.from_pretrained(str(path), local_files_only=True)
-    if dtype == torch.float64 and config.model_type != "llama":
+    if dtype == torch.float64 and config.model_type not in FAMILIES:
         raise ValueError(
-            f"precision fp64 can be audited for model_type llama only, this base is {config.model_type!r} - {path} - "
-            "audit a run with precision fp32"
+            f"precision fp64 can be audited for model_type {', '.join(FAMILIES)} only, this base is "
+            f"{config.model_type!r} - {path} - audit a run with precision fp32"
         )
     model = AutoModelForCausalLM.from_pretrained(
         str(path), dtype=torch.float32, attn_implementation="eager", local_files_only=True

@@ -19,6 +19,7 @@ from hetlora.audit_model import adapter_layout, load_base
 from hetlora.audit_participation import CHOSEN, FROZEN, Participations
 from hetlora.audit_products import Base
 from hetlora.audit_report import Report
+from hetlora.audit_start import peft_slots
 from hetlora.audit_trace import Event, Trace, n_parameters, relative_difference, split
 
 SLOTS, FRESH = "slots as specified", "fresh adapters as specified"
@@ -177,15 +178,28 @@ class Replay:
             self.base.load(self.base_now)
 
     def _initial(self) -> None:
-        """Round 0: B = 0 and |A| <= 1/sqrt(d_in), filled like a uniform distribution (kaiming_uniform)."""
+        """Round 0: B = 0 and |A| <= 1/sqrt(d_in), filled like a uniform distribution (kaiming_uniform).
+
+        With model.adapter: that adapter's slots first, to the last bit, and such ones after them.
+        """
         self.initial = self.trace.global_adapter(0)
         if self.initial is None:
             raise AuditError(f"the trace holds no global adapter of round 0 - {self.run_dir}/trace.h5 - run again")
         self.initial = np.asarray(self.initial, dtype=np.float64)
         self.clients.initial = self.initial
-        for (name, _, _), (a, bt) in zip(self.layout, split(self.initial, self.layout, self.rank_max), strict=True):
-            self.report.equal("initial adapter as specified", not bt.any(), f"B of {name} is not 0")
-            self.report.equal("initial adapter as specified", self._is_drawn(a), f"A of {name}")
+        given = str(self.settings.get("model.adapter", ""))
+        slots = peft_slots(Path(given), self.layout, self.settings.scale(self.rank_max)) if given else None
+        for m, (a, bt) in enumerate(split(self.initial, self.layout, self.rank_max)):
+            name, known = self.layout[m][0], 0
+            if slots:
+                known = len(slots[m][0])
+                for factor, start in zip((a, bt), slots[m], strict=True):
+                    start = start if self.dtype == torch.float64 else start.astype(np.float32).astype(np.float64)
+                    same = np.array_equal(factor[:known], start)
+                    self.report.equal("initial adapter as specified", same, f"{name} is not that of model.adapter")
+            self.report.equal("initial adapter as specified", not bt[known:].any(), f"B of {name} is not 0")
+            drawn = known == self.rank_max or self._is_drawn(a[known:])
+            self.report.equal("initial adapter as specified", drawn, f"A of {name}")
 
     def _cohort(self, number: int, events: list[Event]) -> None:
         """Nobody twice, no held-out client, nobody with too few windows, and as many as asked for."""

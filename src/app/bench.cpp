@@ -88,7 +88,7 @@ public:
         : transport_(transport),
           experiment_(experiment),
           init_(adapter_init_law(experiment.settings)),
-          start_(initial_adapter(experiment.layout, init_)),
+          start_(experiment.start),
           accumulator_(make_accumulator(experiment)) {}
 
     /// @param profiled also says where the time goes; on a GPU that costs the overlap with the host

@@ -7,7 +7,9 @@
 
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/peft_adapter.hpp"
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
@@ -132,11 +134,15 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         config = read_model_config(settings.model.path);
         experiment.layout = make_adapter_layout(config, settings.lora.targets);
         check_lora_rank(experiment.layout, settings.lora.rank_max);
-        if (settings.data.sequence_length > config.max_positions) {
-            throw usage_error("data.sequence_length = {} is longer than the {} positions of the model in {}",
-                              settings.data.sequence_length, config.max_positions, settings.model.path.string());
+        if (settings.data.sequence_length > config.usable_positions()) {
+            const bool window = config.usable_positions() < config.max_positions;
+            throw usage_error("data.sequence_length = {} is longer than the {} {} of the model in {}{}: lower it",
+                              settings.data.sequence_length, config.usable_positions(),
+                              window ? "positions of the sliding window" : "positions", settings.model.path.string(),
+                              window ? ", and only full attention is implemented" : "");
         }
         experiment.strategy = resolve_strategy(settings);
+        experiment.start = starting_adapter(settings, experiment.strategy, experiment.layout);
         experiment.corpus = std::make_unique<Corpus>(settings.data.path, corpus_options(settings));
         check_tokenizer(settings, config, experiment.corpus->file().attributes());
     });
@@ -205,6 +211,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     std::int64_t evaluation_tokens = 0;
     for (const auto& window : experiment.evaluation_windows) evaluation_tokens += window.n_loss;
     const ModelConfig& config = experiment.engine->weights().config;
+    const std::string from_adapter =
+        settings.model.adapter.empty() ? std::string() : " from the adapter in " + settings.model.adapter.string();
     const std::string places =
         transport.mpi_size() == 1 ? std::string() : "\n            " + join(experiment.placement, "\n            ");
     return fmt::format(
@@ -218,7 +226,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
         "each{}",
         settings.experiment.name, "on " + transport.hosts().front(), settings.experiment.rounds, cohort, eligible,
-        experiment.strategy.preset, settings.model.path.filename().string(),
+        experiment.strategy.preset, model_label(settings.model.path) + from_adapter,
         human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
         name_of(settings.model.precision), settings.data.path.filename().string(), population.size(), eligible,
         settings.data.sequence_length, human_count(static_cast<double>(evaluation_tokens)),

@@ -15,6 +15,7 @@
 #include "hetlora/app/export_run.hpp"
 #include "hetlora/app/info.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/peft_adapter.hpp"
 #include "hetlora/app/plan_run.hpp"
 #include "hetlora/app/repair.hpp"
 #include "hetlora/app/resume.hpp"
@@ -27,7 +28,6 @@
 #include "hetlora/config/resolved.hpp"
 #include "hetlora/config/schema.hpp"
 #include "hetlora/model/generate.hpp"
-#include "hetlora/store/safetensors.hpp"
 #include "hetlora/sweep/commands.hpp"
 #include "hetlora/train/pretrain.hpp"
 
@@ -145,8 +145,12 @@ std::vector<double> adapter_values(const CommandLine& command, Experiment& exper
         return std::vector<double>(
             static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max)), 0.0);
     }
-    return read_peft_adapter(*command.adapter, experiment.layout, experiment.settings.lora.rank_max,
-                             experiment.global_scale);
+    const std::int64_t rank_max = experiment.settings.lora.rank_max;
+    const PeftAdapter adapter =
+        read_peft_adapter(*command.adapter, experiment.layout, rank_max, experiment.global_scale);
+    std::vector<double> values(static_cast<std::size_t>(experiment.layout.parameters(rank_max)));
+    resize_adapter<double>(experiment.layout, adapter.values, adapter.lora_rank, values, rank_max);
+    return values;
 }
 
 int run_evaluate(Transport& transport, const CommandLine& command, Terminal& terminal) {

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/load.hpp"
 #include "hetlora/fed/round.hpp"
@@ -131,7 +132,7 @@ std::string export_run(const ExportRequest& request) {
     write_peft_adapter(request.to, layout, global->second,
                        {.lora_rank = settings.lora.rank_max,
                         .scale = lora_scale(settings.lora, settings.lora.rank_max),
-                        .base_model = settings.model.path.string(),
+                        .base_model = base_model_name(settings.model.path),
                         .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                         .metadata = {{"run_id", checkpoint.run_id}, {"round", std::to_string(checkpoint.round)}}});
     return fmt::format("{}: the adapter after round {}\n", request.to.string(), checkpoint.round);

@@ -65,7 +65,7 @@ public:
         : transport_(transport),
           experiment_(experiment),
           accumulator_(make_accumulator(experiment)),
-          start_(initial_adapter(experiment.layout, adapter_init_law(experiment.settings))) {}
+          start_(experiment.start) {}
 
     PlanFigures measure(int mpi_ranks) {
         PlanFigures figures;

@@ -16,6 +16,7 @@
 #include "hetlora/app/run_warnings.hpp"
 #include "hetlora/app/samples.hpp"
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/base/timer.hpp"
@@ -52,7 +53,7 @@ public:
           drift_(make_drift(experiment)),
           private_files_(experiment.settings.output.dir / "private", init_.round_to_fp32),
           warnings_(terminal) {
-        server_.global = initial_adapter(experiment.layout, init_);
+        server_.global = experiment.start;
     }
 
     void before_training() {
@@ -179,7 +180,7 @@ public:
             files_->folder.write_adapter(experiment_.layout, server_.global,
                                          {.lora_rank = settings.lora.rank_max,
                                           .scale = experiment_.global_scale,
-                                          .base_model = settings.model.path.string(),
+                                          .base_model = base_model_name(settings.model.path),
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                                           .metadata = adapter_metadata()});
             checkpoints_.finish(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_));

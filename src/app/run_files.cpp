@@ -3,6 +3,7 @@
 #include "hetlora/app/build_info.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/resolved.hpp"
 #include "hetlora/store/progress_clock.hpp"
@@ -42,6 +43,10 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
     header.provenance.texts["strategy_policies"] = logged_policies(experiment.strategy);
     header.provenance.texts["command_line"] = command_line;
     header.provenance.texts["base_sha256"] = experiment.base_sha256;
+    if (const auto model = hub_model_of(experiment.settings.model.path)) {
+        header.provenance.texts["base_hub_id"] = model->hub_id;
+        header.provenance.texts["base_hub_commit"] = model->commit;
+    }
     header.provenance.texts["data_sha256"] = experiment.data_sha256;
     if (experiment.plugin) header.provenance.texts["plugin"] = experiment.plugin->describe();
     header.provenance.integers["threads"] = experiment.settings.compute.threads;

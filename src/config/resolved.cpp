@@ -8,6 +8,7 @@
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/sha256.hpp"
 #include "hetlora/base/text.hpp"
+#include "hetlora/config/adapter_hash.hpp"
 #include "hetlora/config/schema.hpp"
 #include "hetlora/config/strategy_names.hpp"
 
@@ -92,6 +93,9 @@ std::string identity_text(const Settings& settings, std::string_view base_sha256
             throw input_error("strategy.plugin = {}: there is no such file; check the path", plugin.string());
         }
         text += fmt::format("plugin_sha256={}\n", sha256_file(plugin));
+    }
+    if (!settings.model.adapter.empty()) {
+        text += fmt::format("adapter_sha256={}\n", adapter_sha256(settings.model.adapter));
     }
     return text + fmt::format("base_sha256={}\ndata_sha256={}\n", base_sha256, data_sha256);
 }

@@ -1,4 +1,5 @@
 // Keys that say what is computed: experiment, model, data, lora, local, strategy.
+#include "hetlora/base/hub_cache.hpp"
 #include "hetlora/config/strategy_names.hpp"
 #include "schema_builder.hpp"
 #include "schema_rows.hpp"
@@ -46,7 +47,19 @@ void add_experiment(std::vector<ConfigKey>& rows) {
 void add_model(std::vector<ConfigKey>& rows) {
     using S = ModelSettings;
     SectionBuilder<S> section("model", &Settings::model, rows);
-    section.path({"path", Identity::none, "folder of the frozen base model"}, &S::path).required_for = RequiredFor::run;
+    auto& path = section.path(
+        {"path", Identity::none, "folder of the frozen base model, or org/name of one in the local Hugging Face cache"},
+        &S::path);
+    path.required_for = RequiredFor::run;
+    // A folder of that name wins; where neither is there, reading the model says so, with the command to fetch it.
+    path.set = [set = std::move(path.set)](Settings& settings, std::string_view text) {
+        std::error_code error;
+        if (!is_hub_id(text) || std::filesystem::exists(text, error)) return set(settings, text);
+        const auto snapshot = hub_snapshot(text);
+        return snapshot ? set(settings, snapshot->string()) : set(settings, text);
+    };
+    section.path({"adapter", Identity::none, "PEFT adapter folder to start from; empty: a fresh adapter (lora.init)"},
+                 &S::adapter);
     section.choice({"precision", Identity::run_pretrain,
                     "floating-point type of the base and of training (float32 and float64 are read, too)"},
                    &S::precision);

@@ -31,9 +31,9 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
         const std::int64_t first_row = std::ssize(tokens);
         const std::size_t first_loss = loss_rows.size();
         for (const BatchSequence& sequence : client.sequences) {
-            if (std::ssize(sequence.inputs) > config.max_positions) {
+            if (std::ssize(sequence.inputs) > config.usable_positions()) {
                 throw input_error("a sequence has {} tokens but the model has {} positions: lower data.sequence_length",
-                                  sequence.inputs.size(), config.max_positions);
+                                  sequence.inputs.size(), config.usable_positions());
             }
             batch.spans.push_back({.row0 = std::ssize(tokens), .length = std::ssize(sequence.inputs)});
             for (std::size_t i = 0; i < sequence.inputs.size(); ++i) {
@@ -81,7 +81,7 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
     if (spare > 0) batch.spans.push_back({.row0 = filled, .length = spare});
     for (std::int64_t i = 0; i < spare; ++i) {
         tokens.push_back(0);
-        positions.push_back(static_cast<std::int32_t>(std::min(i, config.max_positions - 1)));
+        positions.push_back(static_cast<std::int32_t>(std::min(i, config.usable_positions() - 1)));
     }
     const at::TensorOptions options = weights.options();
     const at::Device device = options.device();

@@ -1,102 +1,81 @@
 #include "hetlora/model/config.hpp"
 
-#include <fmt/ranges.h>
-
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <set>
 
+#include "config_reader.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
-#include "hetlora/base/text.hpp"
+#include "hetlora/base/hub_cache.hpp"
 
 namespace hetlora {
 namespace {
 
-using nlohmann::json;
-
-/// Collects what is wrong with a config.json, so that all of it is said at once.
-class ConfigReader {
-public:
-    ConfigReader(const json& object, std::string path) : object_(object), path_(std::move(path)) {}
-
-    std::int64_t positive(const std::string& key, std::int64_t fallback = 0) {
-        if (!present(key)) {
-            if (fallback > 0) return fallback;
-            complain("`{}` is missing", key);
-            return 1;
+/// The rule in an object that transformers 4 calls rope_scaling and 5 rope_parameters.
+RotaryRule rotary_rule(ConfigReader& reader, const char* name, const ModelConfig& config) {
+    RotaryRule rule;
+    const json& rope = reader.at(name);
+    if (!rope.is_object()) {
+        reader.complain("`{}` is not an object", name);
+        return rule;
+    }
+    const auto text = [&](const char* key) {
+        return rope.contains(key) && rope.at(key).is_string() ? rope.at(key).get<std::string>() : std::string();
+    };
+    const std::string type = !text("rope_type").empty() ? text("rope_type")
+                             : !text("type").empty()    ? text("type")
+                                                        : "default";
+    const auto& kinds = rotary_kinds();
+    const auto kind = std::ranges::find(kinds, type, [](RotaryKind one) { return std::string(name_of(one)); });
+    if (kind == kinds.end()) {
+        reader.complain("rotary rule `{}` (`{}`) is not implemented", type, name);
+        return rule;
+    }
+    rule.kind = *kind;
+    std::set<std::string> known{"rope_type", "rope_theta", "type"};
+    const auto take = [&](const char* key, double& value, double fallback = 0.0) {
+        known.insert(key);
+        const bool there = rope.contains(key) && !rope.at(key).is_null();
+        value = there && rope.at(key).is_number() ? rope.at(key).get<double>() : there ? 0.0 : fallback;
+        if (value > 0.0) return;
+        reader.complain("`{}.{}` is {}; rotary rule `{}` needs a positive number", name, key,
+                        there ? rope.at(key).dump() : "missing", type);
+        value = 1.0;
+    };
+    if (rule.kind != RotaryKind::plain) take("factor", rule.factor);
+    if (rule.kind == RotaryKind::llama3) {
+        take("low_freq_factor", rule.low_frequency);
+        take("high_freq_factor", rule.high_frequency);
+        take("original_max_position_embeddings", rule.original_positions, static_cast<double>(config.max_positions));
+        if (!(rule.high_frequency > rule.low_frequency)) {
+            reader.complain("`{}`: high_freq_factor {} is not above low_freq_factor {}", name, rule.high_frequency,
+                            rule.low_frequency);
         }
-        const json& value = object_.at(key);
-        if (!value.is_number_integer() || value.get<std::int64_t>() <= 0 || value.get<std::int64_t>() > (1LL << 32)) {
-            complain("`{}` = {} is not a positive whole number", key, value.dump());
-            return 1;
+    } else {
+        known.insert("original_max_position_embeddings");  // some write it along; these rules do not read it
+    }
+    for (const auto& [key, value] : rope.items()) {
+        const bool harmless = value.is_null() || (key == "partial_rotary_factor" && value == 1.0);
+        if (!known.contains(key) && !harmless) {
+            reader.complain("`{}.{}` = {} is not implemented for rotary rule `{}`", name, key, value.dump(), type);
         }
-        return value.get<std::int64_t>();
     }
-    double number(const std::string& key, double fallback) {
-        if (!present(key)) return fallback;
-        if (!object_.at(key).is_number() || !(object_.at(key).get<double>() > 0)) {
-            complain("`{}` = {} is not a positive number", key, object_.at(key).dump());
-            return fallback;
-        }
-        return object_.at(key).get<double>();
-    }
-    bool flag(const std::string& key, bool fallback) {
-        if (!present(key)) return fallback;
-        if (!object_.at(key).is_boolean()) {
-            complain("`{}` = {} is neither true nor false", key, object_.at(key).dump());
-            return fallback;
-        }
-        return object_.at(key).get<bool>();
-    }
-    [[nodiscard]] bool present(const std::string& key) const {
-        return object_.contains(key) && !object_.at(key).is_null();
-    }
-    [[nodiscard]] const json& at(const std::string& key) const { return object_.at(key); }
-
-    template <typename... Args>
-    void complain(fmt::format_string<Args...> text, Args&&... args) {
-        problems_.push_back(fmt::format(text, std::forward<Args>(args)...));
-    }
-    void finish() const {
-        if (problems_.empty()) return;
-        throw input_error(
-            "{}: this model cannot be used:\n  - {}\nhetlora implements Llama-type models (RMSNorm, plain rotary "
-            "positions, SwiGLU, no biases): choose such a model folder in `model.path`",
-            path_, fmt::join(problems_, "\n  - "));
-    }
-
-private:
-    const json& object_;
-    std::string path_;
-    std::vector<std::string> problems_;
-};
+    return rule;
+}
 
 void read_rope(ConfigReader& reader, ModelConfig& config) {
     config.rope_theta = reader.number("rope_theta", 10000.0);
-    if (reader.present("rope_scaling")) {
-        const json& scaling = reader.at("rope_scaling");
-        const std::string type = scaling.is_object() ? scaling.value("rope_type", scaling.value("type", "?")) : "?";
-        if (type != "default") reader.complain("`rope_scaling` of type `{}` is not implemented", type);
+    if (reader.present("rope_scaling")) {  // transformers 4
+        config.rotary = rotary_rule(reader, "rope_scaling", config);
     }
     if (reader.present("rope_parameters")) {  // transformers 5
+        config.rotary = rotary_rule(reader, "rope_parameters", config);
         const json& rope = reader.at("rope_parameters");
-        if (!rope.is_object()) {
-            reader.complain("`rope_parameters` is not an object");
-            return;
-        }
-        const std::string type = rope.value("rope_type", std::string("default"));
-        if (type != "default") reader.complain("`rope_parameters.rope_type` = `{}` is not implemented", type);
+        if (!rope.is_object()) return;
         if (rope.contains("rope_theta") && rope.at("rope_theta").is_number()) {
             config.rope_theta = rope.at("rope_theta").get<double>();
         } else if (!reader.present("rope_theta")) {
             reader.complain("`rope_parameters.rope_theta` is missing");
-        }
-        static const std::set<std::string> known{"rope_type", "rope_theta", "type"};
-        for (const auto& [key, value] : rope.items()) {
-            if (!known.contains(key) && !value.is_null()) {
-                reader.complain("`rope_parameters.{}` = {} is not implemented", key, value.dump());
-            }
         }
     }
     if (reader.number("partial_rotary_factor", 1.0) != 1.0)
@@ -118,25 +97,74 @@ void read_tokens(ConfigReader& reader, ModelConfig& config) {
     }
 }
 
-void refuse_unimplemented(ConfigReader& reader) {
+void refuse_unimplemented(ConfigReader& reader, const ModelFamily& family) {
     for (const char* bias : {"attention_bias", "mlp_bias", "bias", "qkv_bias"}) {
         if (reader.flag(bias, false)) reader.complain("`{}` = true: biases are not implemented", bias);
     }
-    if (reader.present("hidden_act") && reader.at("hidden_act") != "silu") {
-        reader.complain("`hidden_act` = {} is not implemented (only \"silu\")", reader.at("hidden_act").dump());
+    for (const char* layout : {"rope_interleaved", "use_mrope"}) {
+        if (reader.flag(layout, false)) reader.complain("`{}` = true is not implemented", layout);
+    }
+    const std::string activation(family.activation);
+    if (reader.present("hidden_act") && reader.at("hidden_act") != activation) {
+        reader.complain("`hidden_act` = {} is not implemented (only \"{}\")", reader.at("hidden_act").dump(),
+                        activation);
     }
     for (const char* key :
-         {"num_local_experts", "num_experts", "sliding_window", "logit_scale", "final_logit_softcapping",
+         {"num_local_experts", "num_experts", "n_routed_experts", "logit_scale", "final_logit_softcapping",
           "attn_logit_softcapping", "residual_multiplier", "embedding_multiplier", "quantization_config"}) {
         if (reader.present(key)) reader.complain("`{}` = {} is not implemented", key, reader.at(key).dump());
     }
+}
+
+/// Sliding windows, as the family writes them: none, or one that a run's sequences must fit into.
+void read_window(ConfigReader& reader, const ModelFamily& family, ModelConfig& config) {
+    if (family.window == WindowRule::none && reader.present("sliding_window")) {
+        reader.complain("`sliding_window` = {} is not implemented for `{}`", reader.at("sliding_window").dump(),
+                        family.model_type);
+    }
+    if (family.window == WindowRule::flagged && reader.flag("use_sliding_window", false)) {
+        reader.complain("`use_sliding_window` = true: attention in sliding windows is not implemented");
+        return;
+    }
+    if (family.window == WindowRule::always && reader.present("sliding_window")) {
+        config.sliding_window = reader.positive("sliding_window");
+    }
+    if (!reader.present("layer_types") || !reader.at("layer_types").is_array()) return;
+    for (const json& type : reader.at("layer_types")) {
+        if (type == "full_attention" || (type == "sliding_attention" && config.sliding_window > 0)) continue;
+        reader.complain("`layer_types` holds {}: only full attention is implemented", type.dump());
+        return;
+    }
+}
+
+/// The row of the table for this file. @throws Error (input) for a model_type or class that has none
+const ModelFamily& family_of(const json& object, const std::string& path) {
+    const auto text = [](const json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); };
+    const std::string type = object.contains("model_type") ? text(object.at("model_type")) : "?";
+    const ModelFamily* family = find_model_family(type);
+    if (family == nullptr) {
+        throw input_error("{}: model_type `{}` is not supported: choose one of {} in `model.path` (docs/models.md)",
+                          path, type, supported_families());
+    }
+    if (object.contains("architectures") && object.at("architectures").is_array()) {
+        for (const json& name : object.at("architectures")) {
+            if (name == std::string(family->architecture) || name == "LLaMAForCausalLM") continue;
+            throw input_error(
+                "{}: architecture {} of model_type `{}` is not supported: hetlora trains causal language models ({}): "
+                "choose one of {} in `model.path` (docs/models.md)",
+                path, name.dump(), type, family->architecture, supported_families());
+        }
+    }
+    return *family;
 }
 
 }  // namespace
 
 std::int64_t ModelConfig::parameters() const {
     const std::int64_t per_layer = hidden_size * (query_width() + 2 * kv_width()) + query_width() * hidden_size +
-                                   3 * hidden_size * intermediate_size + 2 * hidden_size;
+                                   3 * hidden_size * intermediate_size + 2 * hidden_size +
+                                   (family->qkv_bias ? query_width() + 2 * kv_width() : 0) +
+                                   (family->qk_norm ? 2 * head_size : 0);
     return layers * per_layer + hidden_size + vocab_size * hidden_size * (tied_head ? 1 : 2);
 }
 
@@ -145,8 +173,8 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
     if (!std::filesystem::is_directory(folder)) {
         throw input_error(
             "model folder {} does not exist: give `model.path` a Hugging Face folder with config.json and "
-            "model.safetensors (`hetlora convert` makes one)",
-            folder.string());
+            "model.safetensors (`hetlora convert` makes one){}",
+            folder.string(), hub_advice(folder));
     }
     const std::string text = read_text_file(path);
     json object;
@@ -158,14 +186,8 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
     }
     if (!object.is_object()) throw input_error("{}: not a JSON object", path.string());
     ConfigReader reader(object, path.string());
-    const std::string type = object.value("model_type", std::string("?"));
-    if (type != "llama") {
-        throw input_error(
-            "{}: model_type `{}` is not supported: hetlora reads `llama` (Llama 1 and 2, TinyLlama, SmolLM, "
-            "SmolLM2); choose such a folder in `model.path`",
-            path.string(), type);
-    }
     ModelConfig config;
+    config.family = &family_of(object, path.string());
     config.vocab_size = reader.positive("vocab_size");
     config.hidden_size = reader.positive("hidden_size");
     config.intermediate_size = reader.positive("intermediate_size");
@@ -175,10 +197,11 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
     config.head_size = reader.positive("head_dim", std::max<std::int64_t>(1, config.hidden_size / config.heads));
     config.max_positions = reader.positive("max_position_embeddings", 2048);
     config.rms_eps = reader.number("rms_norm_eps", 1e-6);
-    config.tied_head = reader.flag("tie_word_embeddings", false);
+    config.tied_head = reader.flag("tie_word_embeddings", config.family->tied_head);
     read_rope(reader, config);
     read_tokens(reader, config);
-    refuse_unimplemented(reader);
+    read_window(reader, *config.family, config);
+    refuse_unimplemented(reader, *config.family);
     if (config.heads % config.kv_heads != 0) {
         reader.complain("{} attention heads are no multiple of {} key/value heads", config.heads, config.kv_heads);
     }
@@ -188,8 +211,9 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
 }
 
 std::string write_model_config(const ModelConfig& config, const std::string& dtype) {
-    json object{{"architectures", {"LlamaForCausalLM"}},
-                {"model_type", "llama"},
+    const ModelFamily& family = *config.family;
+    json object{{"architectures", {family.architecture}},
+                {"model_type", family.model_type},
                 {"vocab_size", config.vocab_size},
                 {"hidden_size", config.hidden_size},
                 {"intermediate_size", config.intermediate_size},
@@ -200,70 +224,29 @@ std::string write_model_config(const ModelConfig& config, const std::string& dty
                 {"max_position_embeddings", config.max_positions},
                 {"rms_norm_eps", config.rms_eps},
                 {"rope_theta", config.rope_theta},
-                {"hidden_act", "silu"},
+                {"hidden_act", family.activation},
                 {"attention_bias", false},
                 {"mlp_bias", false},
                 {"tie_word_embeddings", config.tied_head},
                 {"torch_dtype", dtype}};
+    if (config.rotary.kind != RotaryKind::plain) {
+        json& rope = object["rope_scaling"];
+        rope = {{"rope_type", name_of(config.rotary.kind)}, {"factor", config.rotary.factor}};
+        if (config.rotary.kind == RotaryKind::llama3) {
+            rope["low_freq_factor"] = config.rotary.low_frequency;
+            rope["high_freq_factor"] = config.rotary.high_frequency;
+            rope["original_max_position_embeddings"] = static_cast<std::int64_t>(config.rotary.original_positions);
+        }
+    }
+    // The classes have windows of their own where nothing is said.
+    if (family.window == WindowRule::always) {
+        object["sliding_window"] = config.sliding_window > 0 ? json(config.sliding_window) : json(nullptr);
+    }
+    if (family.window == WindowRule::flagged) object["use_sliding_window"] = false;
     if (config.bos_id >= 0) object["bos_token_id"] = config.bos_id;
     if (config.eos_ids.size() == 1) object["eos_token_id"] = config.eos_ids.front();
     if (config.eos_ids.size() > 1) object["eos_token_id"] = config.eos_ids;
     return object.dump(2) + "\n";
-}
-
-const std::vector<std::string>& lora_target_names() {
-    static const std::vector<std::string> names{"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                                "gate_proj", "up_proj", "down_proj"};
-    return names;
-}
-
-AdapterLayout make_adapter_layout(const ModelConfig& config, const std::vector<std::string>& targets) {
-    const auto& known = lora_target_names();
-    std::set<std::string> chosen;
-    for (const auto& target : targets) {
-        if (target == "all-linear") {
-            chosen.insert(known.begin(), known.end());
-            continue;
-        }
-        if (std::ranges::find(known, target) == known.end()) {
-            throw usage_error("lora.targets: unknown matrix `{}`{}; known are {} and all-linear", target,
-                              did_you_mean(target, known), fmt::join(known, ", "));
-        }
-        if (!chosen.insert(target).second) throw usage_error("lora.targets: `{}` is named twice", target);
-    }
-    if (chosen.empty()) throw usage_error("lora.targets is empty: name at least one of {}", fmt::join(known, ", "));
-    AdapterLayout layout;
-    const std::int64_t D = config.hidden_size;
-    const std::int64_t I = config.intermediate_size;
-    const std::int64_t widths[7][2] = {{config.query_width(), D},
-                                       {config.kv_width(), D},
-                                       {config.kv_width(), D},
-                                       {D, config.query_width()},
-                                       {I, D},
-                                       {I, D},
-                                       {D, I}};  // d_out, d_in
-    for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-        for (std::size_t t = 0; t < known.size(); ++t) {
-            if (!chosen.contains(known[t])) continue;
-            layout.matrices.push_back(
-                {.name = fmt::format("model.layers.{}.{}.{}", layer, t < 4 ? "self_attn" : "mlp", known[t]),
-                 .layer = static_cast<int>(layer),
-                 .target = known[t],
-                 .d_out = widths[t][0],
-                 .d_in = widths[t][1]});
-        }
-    }
-    return layout;
-}
-
-void check_lora_rank(const AdapterLayout& layout, std::int64_t rank_max) {
-    for (const auto& matrix : layout.matrices) {
-        const std::int64_t side = std::min(matrix.d_in, matrix.d_out);
-        if (rank_max > side) {
-            throw usage_error("lora.rank_max = {} is larger than the smaller side of {} [{} x {}]: take at most {}",
-                              rank_max, matrix.name, matrix.d_out, matrix.d_in, side);
-        }
-    }
 }
 
 }  // namespace hetlora

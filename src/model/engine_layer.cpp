@@ -45,6 +45,36 @@ void cached_attention(KeyValueCache& cache, std::size_t l, const at::Tensor& q_N
     }
 }
 
+/// A heads' norm and its weight; x is a column slice that holds `heads` heads in every row.
+struct HeadNorm {
+    const at::Tensor& weight_E;
+    double eps = 0.0;
+
+    /// x <- norm(x), head by head; x as it was and the norms' factors go where the backward finds them.
+    void forward(at::Tensor x, at::Tensor& raw_ME, at::Tensor& rstd_M, Arena& arena, Arena& scratch) const {
+        const std::int64_t E = weight_E.size(0);
+        const std::int64_t M = x.numel() / E;
+        raw_ME = arena.take({M, E}, weight_E.scalar_type());
+        rstd_M = arena.take({M}, weight_E.scalar_type());
+        raw_ME.view({x.size(0), x.size(1)}).copy_(x);
+        const std::int64_t mark = scratch.mark();
+        at::Tensor normed_ME = scratch.take({M, E}, x.scalar_type());
+        ops::rms_norm(raw_ME, weight_E, eps, normed_ME, rstd_M);
+        x.copy_(normed_ME.view({x.size(0), x.size(1)}));
+        scratch.release(mark);
+    }
+    /// dx <- gradient with respect to the norm's input, from that with respect to its output.
+    void backward(at::Tensor dx, const at::Tensor& raw_ME, const at::Tensor& rstd_M, Arena& scratch) const {
+        const std::int64_t mark = scratch.mark();
+        at::Tensor dy_ME = scratch.take(raw_ME.sizes(), dx.scalar_type());
+        at::Tensor d_raw_ME = scratch.take(raw_ME.sizes(), raw_ME.scalar_type()).zero_();
+        dy_ME.view({dx.size(0), dx.size(1)}).copy_(dx);
+        ops::rms_norm_backward(dy_ME, raw_ME, weight_E, rstd_M, d_raw_ME);
+        dx.copy_(d_raw_ME.view({dx.size(0), dx.size(1)}));
+        scratch.release(mark);
+    }
+};
+
 }  // namespace
 
 at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const at::Tensor& x_ND,
@@ -82,12 +112,18 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
         const PartTimer timer(StepPart::frozen_gemm, frozen.qkv.flops(N));
         qkv_NX = frozen.qkv.forward(normed_ND, arena_);
     }
+    if (layer.qkv_bias_X.defined()) qkv_NX.add_(layer.qkv_bias_X);
     const at::Tensor q = qkv_NX.narrow(1, 0, Q);
     const at::Tensor k = qkv_NX.narrow(1, Q, KV);
     const at::Tensor v = qkv_NX.narrow(1, Q + KV, KV);
     adapt({q_proj, k_proj, v_proj}, normed_ND, {q, k, v});
+    HeadNorms head_norms;
     {
         const PartTimer timer(StepPart::norm_rotary);
+        if (layer.q_norm_E.defined()) {
+            HeadNorm{layer.q_norm_E, config.rms_eps}.forward(q, head_norms.q_ME, head_norms.q_rstd_M, arena_, scratch_);
+            HeadNorm{layer.k_norm_E, config.rms_eps}.forward(k, head_norms.k_ME, head_norms.k_rstd_M, arena_, scratch_);
+        }
         ops::rotary(q, config.heads, config.head_size, weights_.rotary, batch.position_N, +1);
         ops::rotary(k, config.kv_heads, config.head_size, weights_.rotary, batch.position_N, +1);
     }
@@ -134,6 +170,7 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
         *saved = {.x_ND = x_ND,
                   .rstd_N = rstd_N,
                   .qkv_NX = qkv_NX,
+                  .head_norms = std::move(head_norms),
                   .attended_NQ = attended_NQ,
                   .lse_NH = lse_NH,
                   .middle_ND = middle_ND,
@@ -229,6 +266,13 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
         const PartTimer timer(StepPart::norm_rotary);
         ops::rotary(part(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);
         ops::rotary(part(d_qkv_NX, 1), config.kv_heads, config.head_size, weights_.rotary, batch.position_N, -1);
+        if (layer.q_norm_E.defined()) {
+            const HeadNorms& before = saved.head_norms;
+            HeadNorm{layer.q_norm_E, config.rms_eps}.backward(part(d_qkv_NX, 0), before.q_ME, before.q_rstd_M,
+                                                              scratch_);
+            HeadNorm{layer.k_norm_E, config.rms_eps}.backward(part(d_qkv_NX, 1), before.k_ME, before.k_rstd_M,
+                                                              scratch_);
+        }
     }
     const bool go_on = l > first_adapted_;  // below the first adapted layer nobody asks for a gradient
     const at::Tensor d_normed_ND = go_on ? through(frozen.qkv, d_qkv_NX) : at::Tensor();

@@ -61,7 +61,7 @@ std::vector<std::vector<std::int32_t>> generate(Engine& engine, AdapterGroup* ad
                                                 const GenerationOptions& options) {
     const at::NoGradGuard no_grad;
     std::vector<std::vector<std::int32_t>> replies(prompts.size());
-    const std::int64_t positions = engine.weights().config.max_positions;
+    const std::int64_t positions = engine.weights().config.usable_positions();
     std::int64_t longest = 0;
     for (std::size_t s = 0; s < prompts.size(); ++s) {
         if (prompts[s].empty() || std::ssize(prompts[s]) >= positions) {

@@ -17,8 +17,10 @@ EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layou
     const std::int64_t targets = layers > 0 ? (std::ssize(layout.matrices) + layers - 1) / layers : 0;
 
     // Per row, as Engine::Saved holds them, and the largest set of temporaries (those of a feed-forward's backward).
-    const std::int64_t saved =
-        activation * (X + Q + 2 * I) + residual * (2 * D + config.heads + 2 + targets * geometry.lora_width);
+    const std::int64_t head_norms =
+        config.family->qk_norm ? residual * (config.heads + config.kv_heads) * (config.head_size + 1) : 0;
+    const std::int64_t saved = activation * (X + Q + 2 * I) + head_norms +
+                               residual * (2 * D + config.heads + 2 + targets * geometry.lora_width);
     const std::int64_t kept = geometry.recompute ? layers * residual * D + saved : layers * saved;
     const std::int64_t temporary = activation * (4 * I + 2 * D + X) + residual * (2 * D);
     EngineMemory memory;
@@ -29,8 +31,9 @@ EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layou
     const bool own_copies = geometry.frozen_copies != 1.0 || !config.tied_head;
     memory.frozen_bytes =
         activation *
-        (embedding + static_cast<std::int64_t>(geometry.frozen_copies *
-                                               static_cast<double>(matrices + (own_copies ? embedding : 0))));
+            (embedding + static_cast<std::int64_t>(geometry.frozen_copies *
+                                                   static_cast<double>(matrices + (own_copies ? embedding : 0)))) +
+        residual * config.usable_positions() * config.head_size;  // cosines and sines
     return memory;
 }
 

@@ -44,12 +44,19 @@ at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token
     for (std::size_t l = 0; l < weights.layer.size(); ++l) {
         const LayerWeights& layer = weights.layer[l];
         at::Tensor h = norm(x, layer.input_norm_D, config.rms_eps);
-        at::Tensor q =
-            linear(h, layer.qkv_XD.narrow(0, 0, Q), l, "q_proj").unflatten(2, {config.heads, config.head_size});
-        at::Tensor k =
-            linear(h, layer.qkv_XD.narrow(0, Q, KV), l, "k_proj").unflatten(2, {config.kv_heads, config.head_size});
-        at::Tensor v = linear(h, layer.qkv_XD.narrow(0, Q + KV, KV), l, "v_proj")
-                           .unflatten(2, {config.kv_heads, config.head_size});
+        const auto heads_of = [&](std::int64_t first, std::int64_t heads, const char* target) {
+            const std::int64_t width = heads * config.head_size;
+            at::Tensor y = linear(h, layer.qkv_XD.narrow(0, first, width), l, target);
+            if (layer.qkv_bias_X.defined()) y = y + layer.qkv_bias_X.narrow(0, first, width);
+            return y.unflatten(2, {heads, config.head_size});
+        };
+        at::Tensor q = heads_of(0, config.heads, "q_proj");
+        at::Tensor k = heads_of(Q, config.kv_heads, "k_proj");
+        at::Tensor v = heads_of(Q + KV, config.kv_heads, "v_proj");
+        if (layer.q_norm_E.defined()) {
+            q = norm(q, layer.q_norm_E, config.rms_eps);
+            k = norm(k, layer.k_norm_E, config.rms_eps);
+        }
         const std::int64_t repeat = config.heads / config.kv_heads;
         q = rotate(q, weights.rotary).transpose(1, 2);
         k = rotate(k, weights.rotary).repeat_interleave(repeat, 2).transpose(1, 2);

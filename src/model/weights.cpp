@@ -35,21 +35,31 @@ std::vector<NamedWeight> named_weights(const LlamaWeights& weights) {
     const std::int64_t kv = config.kv_width();
     const std::int64_t width = config.intermediate_size;
     std::vector<NamedWeight> all;
-    all.push_back({"model.embed_tokens.weight", weights.embedding_VD});
+    const std::string model(config.family->prefix);
+    all.push_back({model + "embed_tokens.weight", weights.embedding_VD});
     for (std::size_t l = 0; l < weights.layer.size(); ++l) {
         const LayerWeights& layer = weights.layer[l];
-        const std::string prefix = fmt::format("model.layers.{}.", l);
+        const std::string prefix = fmt::format("{}layers.{}.", model, l);
         all.push_back({prefix + "input_layernorm.weight", layer.input_norm_D});
         all.push_back({prefix + "self_attn.q_proj.weight", layer.qkv_XD.narrow(0, 0, q)});
         all.push_back({prefix + "self_attn.k_proj.weight", layer.qkv_XD.narrow(0, q, kv)});
         all.push_back({prefix + "self_attn.v_proj.weight", layer.qkv_XD.narrow(0, q + kv, kv)});
         all.push_back({prefix + "self_attn.o_proj.weight", layer.o_DX});
+        if (layer.qkv_bias_X.defined()) {
+            all.push_back({prefix + "self_attn.q_proj.bias", layer.qkv_bias_X.narrow(0, 0, q)});
+            all.push_back({prefix + "self_attn.k_proj.bias", layer.qkv_bias_X.narrow(0, q, kv)});
+            all.push_back({prefix + "self_attn.v_proj.bias", layer.qkv_bias_X.narrow(0, q + kv, kv)});
+        }
+        if (layer.q_norm_E.defined()) {
+            all.push_back({prefix + "self_attn.q_norm.weight", layer.q_norm_E});
+            all.push_back({prefix + "self_attn.k_norm.weight", layer.k_norm_E});
+        }
         all.push_back({prefix + "post_attention_layernorm.weight", layer.mlp_norm_D});
         all.push_back({prefix + "mlp.gate_proj.weight", layer.gate_up_ID.narrow(0, 0, width)});
         all.push_back({prefix + "mlp.up_proj.weight", layer.gate_up_ID.narrow(0, width, width)});
         all.push_back({prefix + "mlp.down_proj.weight", layer.down_DI});
     }
-    all.push_back({"model.norm.weight", weights.final_norm_D});
+    all.push_back({model + "norm.weight", weights.final_norm_D});
     if (!config.tied_head) all.push_back({"lm_head.weight", weights.head_VD});
     return all;
 }
@@ -66,11 +76,22 @@ LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions
                                  .o_DX = at::empty({D, config.query_width()}, options),
                                  .mlp_norm_D = at::empty({D}, wide),
                                  .gate_up_ID = at::empty({2 * config.intermediate_size, D}, options),
-                                 .down_DI = at::empty({D, config.intermediate_size}, options)});
+                                 .down_DI = at::empty({D, config.intermediate_size}, options),
+                                 .qkv_bias_X = {},
+                                 .q_norm_E = {},
+                                 .k_norm_E = {}});
+        LayerWeights& layer = weights.layer.back();
+        if (config.family->qkv_bias) layer.qkv_bias_X = at::empty({layer.qkv_XD.size(0)}, options);
+        if (config.family->qk_norm) {
+            layer.q_norm_E = at::empty({config.head_size}, wide);
+            layer.k_norm_E = at::empty({config.head_size}, wide);
+        }
     }
     weights.final_norm_D = at::empty({D}, wide);
     weights.head_VD = config.tied_head ? weights.embedding_VD : at::empty({config.vocab_size, D}, options);
-    weights.rotary = ops::make_rotary_table(config.max_positions, config.head_size, config.rope_theta, wide);
+    weights.rotary = ops::make_rotary_table(
+        config.usable_positions(),
+        rotary_frequencies(config.head_size, config.rope_theta, config.rotary, wide.dtype() == at::kFloat), wide);
     return weights;
 }
 

@@ -94,19 +94,28 @@ void add(const at::Tensor& x, const at::Tensor& y, at::Tensor out) {
 
 RotaryTable make_rotary_table(std::int64_t positions, std::int64_t head_size, double theta,
                               const at::TensorOptions& options) {
-    const std::int64_t half = head_size / 2;
+    const bool single = options.dtype() == at::kFloat;
+    std::vector<double> inverse;
+    for (std::int64_t i = 0; i < head_size / 2; ++i) {
+        const double exponent = static_cast<double>(2 * i) / static_cast<double>(head_size);
+        // transformers forms 1 / theta^x with float32 operations
+        const float power = std::pow(static_cast<float>(theta), static_cast<float>(exponent));
+        inverse.push_back(single ? static_cast<double>(1.0F / power) : 1.0 / std::pow(theta, exponent));
+    }
+    return make_rotary_table(positions, inverse, options);
+}
+
+RotaryTable make_rotary_table(std::int64_t positions, const std::vector<double>& inverse_frequencies,
+                              const at::TensorOptions& options) {
+    const std::int64_t half = std::ssize(inverse_frequencies);
     const bool single = options.dtype() == at::kFloat;
     at::Tensor cos = at::empty({positions, half}, at::TensorOptions().dtype(at::kDouble));
     at::Tensor sin = at::empty_like(cos);
     for (std::int64_t i = 0; i < half; ++i) {
-        const double exponent = static_cast<double>(2 * i) / static_cast<double>(head_size);
-        const double inverse = 1.0 / std::pow(theta, exponent);
-        // transformers forms 1 / theta^x with float32 operations
-        const float power = std::pow(static_cast<float>(theta), static_cast<float>(exponent));
-        const float inverse_single = 1.0F / power;
+        const double inverse = inverse_frequencies[static_cast<std::size_t>(i)];
         for (std::int64_t p = 0; p < positions; ++p) {
-            const double angle =
-                single ? static_cast<double>(static_cast<float>(p) * inverse_single) : static_cast<double>(p) * inverse;
+            const double angle = single ? static_cast<double>(static_cast<float>(p) * static_cast<float>(inverse))
+                                        : static_cast<double>(p) * inverse;
             cos.data_ptr<double>()[p * half + i] = std::cos(angle);
             sin.data_ptr<double>()[p * half + i] = std::sin(angle);
         }

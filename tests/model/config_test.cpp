@@ -56,18 +56,99 @@ TEST_F(ModelFolder, reads_transformers_4_and_5) {
 
 TEST_F(ModelFolder, refuses_what_is_not_implemented) {
     const std::vector<std::pair<std::string, std::string>> cases{
-        {R"(, "rope_scaling": {"rope_type": "llama3", "factor": 8.0})", "llama3"},
+        {R"(, "rope_scaling": {"rope_type": "llama3", "factor": 8.0})", "low_freq_factor` is missing"},
+        {R"(, "rope_scaling": {"type": "linear", "factor": -2.0})", "rope_scaling.factor` is -2.0"},
+        {R"(, "rope_scaling": {"type": "dynamic", "factor": 2.0})", "dynamic"},
+        {R"(, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3})", "beta_fast"},
         {R"(, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0})", "yarn"},
         {R"(, "attention_bias": true)", "attention_bias"},
         {R"(, "mlp_bias": true)", "mlp_bias"},
         {R"(, "hidden_act": "gelu")", "gelu"},
         {R"(, "sliding_window": 128)", "sliding_window"},
+        {R"(, "layer_types": ["full_attention", "sliding_attention"])", "sliding_attention"},
         {R"(, "num_local_experts": 8)", "num_local_experts"},
         {R"(, "head_dim": 5)", "odd"},
         {R"(, "num_hidden_layers": "many")", "num_hidden_layers"}};
     for (const auto& [extra, word] : cases) {
         write_config(extra);
         EXPECT_NE(complaint().find(word), std::string::npos) << extra << "\n" << complaint();
+    }
+}
+
+TEST_F(ModelFolder, rotary_rules_as_transformers_4_and_5_write_them) {
+    const std::string llama3 =
+        R"("rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 8192)";
+    write_config(R"(, "rope_theta": 500000.0, "rope_scaling": {)" + llama3 + "}");
+    const ModelConfig four = read_model_config(folder_);
+    write_config(R"(, "rope_parameters": {"rope_theta": 500000.0, )" + llama3 + "}");
+    const ModelConfig five = read_model_config(folder_);
+    EXPECT_EQ(four.rotary, (RotaryRule{RotaryKind::llama3, 32.0, 1.0, 4.0, 8192.0}));
+    EXPECT_EQ(four.rotary, five.rotary);
+    EXPECT_EQ(four.rope_theta, five.rope_theta);
+    write_config(R"(, "rope_scaling": {"type": "linear", "factor": 2.0})");
+    EXPECT_EQ(read_model_config(folder_).rotary.kind, RotaryKind::linear);
+}
+
+TEST_F(ModelFolder, sliding_windows_are_positions_a_flag_or_refused) {
+    write_config(R"(, "sliding_window": 4096, "max_position_embeddings": 32768)", "mistral");
+    EXPECT_EQ(read_model_config(folder_).usable_positions(), 4096);
+    write_config(R"(, "sliding_window": null, "max_position_embeddings": 32768)", "mistral");
+    EXPECT_EQ(read_model_config(folder_).usable_positions(), 32768);
+    write_config(R"(, "sliding_window": 4096, "use_sliding_window": false, "max_position_embeddings": 32768)", "qwen2");
+    EXPECT_EQ(read_model_config(folder_).usable_positions(), 32768);
+    write_config(R"(, "sliding_window": 4096, "use_sliding_window": true)", "qwen3");
+    EXPECT_NE(complaint().find("use_sliding_window"), std::string::npos);
+}
+
+/// config.json of published models, geometry and what concerns the family, and the parameters their makers count.
+struct Published {
+    const char* config;
+    std::int64_t parameters;
+};
+
+TEST_F(ModelFolder, published_models_have_their_published_size) {
+    const std::vector<Published> models{
+        {R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096,
+             "intermediate_size": 11008, "max_position_embeddings": 4096, "num_attention_heads": 32,
+             "num_hidden_layers": 32, "num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+             "rope_scaling": null, "tie_word_embeddings": false, "vocab_size": 32000})",
+         6738415616},  // Llama-2-7b
+        {R"({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 128000,
+             "eos_token_id": 128001, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048,
+             "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
+             "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+             "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+             "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+             "tie_word_embeddings": true, "torch_dtype": "bfloat16", "vocab_size": 128256})",
+         1235814400},  // Llama-3.2-1B
+        {R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 576,
+             "intermediate_size": 1536, "is_llama_config": true, "max_position_embeddings": 8192,
+             "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "rms_norm_eps": 1e-05,
+             "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000, "tie_word_embeddings": true,
+             "vocab_size": 49152})",
+         134515008},  // SmolLM2-135M
+        {R"({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
+             "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+             "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+             "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": false, "vocab_size": 32000})",
+         7241732096},  // Mistral-7B-v0.1
+        {R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 896,
+             "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24,
+             "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+             "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true, "use_mrope": false,
+             "use_sliding_window": false, "vocab_size": 151936})",
+         494032768},  // Qwen2.5-0.5B
+        {R"({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": false, "head_dim": 128,
+             "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960,
+             "max_window_layers": 28, "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+             "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
+             "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151936})",
+         596049920}};  // Qwen3-0.6B
+    for (const auto& model : models) {
+        std::ofstream(folder_ / "config.json") << model.config;
+        EXPECT_EQ(complaint(), "");
+        EXPECT_EQ(read_model_config(folder_).parameters(), model.parameters) << model.config;
     }
 }
 
@@ -78,8 +159,16 @@ TEST_F(ModelFolder, reports_all_problems_at_once) {
 }
 
 TEST_F(ModelFolder, refuses_another_architecture_and_broken_files) {
-    write_config("", "gpt2");
-    EXPECT_NE(complaint().find("gpt2"), std::string::npos);
+    for (const char* type : {"gpt2", "mixtral", "gemma2", "qwen2_moe"}) {
+        write_config("", type);
+        EXPECT_NE(complaint().find(type), std::string::npos);
+        for (const auto& family : model_families()) {
+            EXPECT_NE(complaint().find(family.model_type), std::string::npos) << complaint();
+        }
+    }
+    write_config(R"(, "architectures": ["LlamaForSequenceClassification"])");
+    EXPECT_NE(complaint().find("LlamaForSequenceClassification"), std::string::npos);
+    EXPECT_NE(complaint().find("LlamaForCausalLM"), std::string::npos);
     std::ofstream(folder_ / "config.json") << "{\"model_type\": \"lla";
     EXPECT_NE(complaint().find("not valid JSON"), std::string::npos);
     fs::remove_all(folder_);

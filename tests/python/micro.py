@@ -43,11 +43,12 @@ def build_model(folder: Path, seed: int = 0, tied: bool = False) -> Path:
                 parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of single characters."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {"<bos>": BOS, "<eos>": EOS} | {character: 2 + i for i, character in enumerate(ALPHABET)}

@@ -35,6 +35,7 @@ struct Experiment {
     std::vector<WindowRef> evaluation_windows;
     std::vector<WindowRef> test_windows;  ///< where evaluation.test asks for them
     double global_scale = 1.0;            ///< s of the global adapter, at rank_max
+    std::vector<double> start;            ///< the global adapter before the first round, at rank_max
     std::vector<std::string> placement;   ///< on root only: where every MPI rank runs
     std::string base_sha256;              ///< on root only
     std::string data_sha256;              ///< on root only

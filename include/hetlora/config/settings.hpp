@@ -69,6 +69,7 @@ struct ExperimentSettings {
 
 struct ModelSettings {
     std::filesystem::path path;
+    std::filesystem::path adapter;  ///< PEFT folder to start from; empty: a fresh adapter
     Precision precision = Precision::fp32;
     bool operator==(const ModelSettings&) const = default;
 };

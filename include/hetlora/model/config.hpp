@@ -1,4 +1,5 @@
-// The architecture of a Llama-type causal language model, read from a Hugging Face `config.json`.
+// The architecture of a causal language model of one of the families (families.hpp), read from a Hugging Face
+// `config.json`.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +8,15 @@
 #include <vector>
 
 #include "hetlora/base/adapter_layout.hpp"
+#include "hetlora/model/families.hpp"
+#include "hetlora/model/rotary_rule.hpp"
 
 namespace hetlora {
 
 /// Everything that the forward pass needs to know. Only what is implemented can be represented: a config that asks for
 /// anything else is refused when it is read.
 struct ModelConfig {
+    const ModelFamily* family = &model_families().front();
     std::int64_t vocab_size = 0;
     std::int64_t hidden_size = 0;
     std::int64_t intermediate_size = 0;
@@ -21,12 +25,18 @@ struct ModelConfig {
     std::int64_t kv_heads = 0;
     std::int64_t head_size = 0;
     std::int64_t max_positions = 0;
+    std::int64_t sliding_window = 0;  ///< positions that attention sees back; 0: all
     double rope_theta = 10000.0;
+    RotaryRule rotary;
     double rms_eps = 1e-6;
     bool tied_head = false;
     std::int64_t bos_id = -1;           ///< -1: none
     std::vector<std::int64_t> eos_ids;  ///< generation stops at any of them
 
+    /// Tokens that a sequence may have. Attention is full: no sequence may be longer than a sliding window.
+    [[nodiscard]] std::int64_t usable_positions() const {
+        return sliding_window > 0 && sliding_window < max_positions ? sliding_window : max_positions;
+    }
     [[nodiscard]] std::int64_t query_width() const { return heads * head_size; }
     [[nodiscard]] std::int64_t kv_width() const { return kv_heads * head_size; }
     /// Parameters of the whole model (a tied head counts once).
@@ -34,11 +44,11 @@ struct ModelConfig {
 };
 
 /// Reads DIR/config.json as transformers 4 and 5 write it (5 keeps rope_theta inside rope_parameters).
-/// @throws Error (input) for a missing or malformed file, another architecture, and every feature that is not
-///         implemented (rope scaling, biases, another activation, ...), all of them named.
+/// @throws Error (input) for a missing or malformed file, another family, and every feature that is not implemented
+///         (other rotary rules, experts, another activation, ...), all of them named.
 [[nodiscard]] ModelConfig read_model_config(const std::filesystem::path& folder);
 
-/// config.json text for this model, as transformers 5 reads it.
+/// config.json text for this model, as transformers 4 and 5 read it.
 [[nodiscard]] std::string write_model_config(const ModelConfig& config, const std::string& dtype);
 
 /// Names of the seven matrices of a layer that may carry LoRA, in canonical order.

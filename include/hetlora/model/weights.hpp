@@ -1,4 +1,4 @@
-// The frozen weights of a Llama-type model on one device, laid out for few, large GEMMs.
+// The frozen weights of a model on one device, laid out for few, large GEMMs.
 #pragma once
 
 #include <filesystem>
@@ -19,6 +19,10 @@ struct LayerWeights {
     at::Tensor mlp_norm_D;
     at::Tensor gate_up_ID;  ///< [gate | up] rows: [2*I, D]
     at::Tensor down_DI;     ///< [D, I]
+    // Of some families only, else undefined:
+    at::Tensor qkv_bias_X;  ///< [q | k | v], in the matrices' dtype
+    at::Tensor q_norm_E;    ///< of every head of q, in the norms' dtype
+    at::Tensor k_norm_E;
 };
 
 struct LlamaWeights {

@@ -38,6 +38,9 @@ struct RotaryTable {
 };
 [[nodiscard]] RotaryTable make_rotary_table(std::int64_t positions, std::int64_t head_size, double theta,
                                             const at::TensorOptions& options);
+/// The same of given inverse frequencies [E/2]. @pre exact in float32 for float32 tables
+[[nodiscard]] RotaryTable make_rotary_table(std::int64_t positions, const std::vector<double>& inverse_frequencies,
+                                            const at::TensorOptions& options);
 /// Rotates `heads` heads that start at column 0 of x (row stride may be larger than heads * E), in place.
 /// direction +1 forward, -1 its transpose (backward). @pre position_N int32, on x's device
 void rotary(at::Tensor x_NX, std::int64_t heads, std::int64_t head_size, const RotaryTable& table,

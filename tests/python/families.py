@@ -1,0 +1,66 @@
+"""Small random checkpoints of every model family that the program's table has (src/model/families.cpp), made offline
+with the family's own classes of `transformers`. A new row of the table is tested without a new test.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import micro
+import torch
+
+TABLE = Path(__file__).resolve().parents[2] / "src" / "model" / "families.cpp"
+FAMILIES = re.findall(r'\.model_type = "([^"]+)"', TABLE.read_text())
+
+#: rotary rule -> what transformers 5 calls rope_parameters; the three ranges of llama3 all occur at these positions
+ROPE = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}  # fmt: skip
+
+
+def build_family(folder: Path, family: str, rope: str = "default", seed: int = 0) -> Path:
+    """Writes a random causal model (vocab 96, hidden 32, 2 layers) in which every part shows in the loss.
+
+    The head is tied with rope other than default; a window wider than any test's sequences with rope "linear", where
+    the family's class has windows that need no flag.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = AutoConfig.for_model(family)
+    changes = {"head_dim": 10} if getattr(known, "head_dim", None) else {}
+    if hasattr(known, "sliding_window") and not hasattr(known, "use_sliding_window"):
+        changes["sliding_window"] = 64 if rope == "linear" else None
+    config = AutoConfig.for_model(
+        family, vocab_size=micro.VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5,
+        tie_word_embeddings=rope != "default", bos_token_id=micro.BOS, eos_token_id=micro.EOS, pad_token_id=None,
+        rope_parameters=ROPE[rope], initializer_range=0.18, **changes,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):  # all ones would hide a forgotten norm weight
+                parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
+            elif name.endswith(".bias"):
+                parameter.copy_(0.5 * torch.randn_like(parameter))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    micro.write_tokenizer(folder)
+    return folder
+
+
+def as_transformers_4(config: dict) -> dict:
+    """The same config.json as version 4 wrote it: rope_theta and rope_scaling, torch_dtype."""
+    old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
+    rope = dict(config["rope_parameters"])
+    old["rope_theta"] = rope.pop("rope_theta")
+    old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    old["torch_dtype"] = config.get("dtype", "float32")
+    return old
