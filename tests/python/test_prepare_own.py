@@ -180,6 +180,16 @@ def test_length_policies_drop_and_error(capsys, tmp_path, tokenizers):
     assert code == 3 and "long.jsonl:17" in err and "more than --max-length 300" in err
 
 
+def test_truncation_that_cuts_the_answers_away_says_so(capsys, tmp_path, tokenizers):
+    rows = records(40)
+    for row in rows[:10]:
+        row["ask"] = "long " * 60
+    arguments = [*PAIR, "--template", "plain", "--max-length", "60", "--truncation-side", "right"]
+    data, text = prepare(capsys, tmp_path, tokenizers["turns"], *arguments, rows=rows)
+    assert "10 records lost every loss token" in text and "--truncation-side prompt" in text
+    assert len(data["sequences/part"]) == 30
+
+
 def test_records_without_clients_are_split_by_content(capsys, tmp_path, tokenizers):
     rows = records(200)
     twins = [*rows, *rows[:60]]

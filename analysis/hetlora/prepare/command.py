@@ -154,5 +154,12 @@ def main(argv: list[str]) -> int:
         from hetlora.prepare.samples_page import write_samples_page
 
         write_samples_page(options.samples_page, prepared, tokenizer, summary)
-    print_summary(options.out, prepared, tokenizer, chat.style, summary, time.perf_counter() - started)
+    print_summary(
+        options.out,
+        prepared,
+        tokenizer,
+        prepared.recipe.get("style", chat.style),
+        summary,
+        time.perf_counter() - started,
+    )
     return 0

@@ -154,6 +154,7 @@ def fitted(tokens: np.ndarray, mask: np.ndarray, one: Placed, options, account: 
             return None
         tokens, mask = truncate(tokens, mask, limit, options.truncation_side)
         account.truncated += 1
+        account.lost_to_truncation += not mask.any()
     if len(tokens) < 2 or not mask.any():  # nothing to predict
         account.without_loss += 1
         return None

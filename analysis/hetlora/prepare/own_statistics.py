@@ -19,6 +19,7 @@ class Account:
     truncated: int = 0
     dropped: int = 0
     without_loss: int = 0
+    lost_to_truncation: int = 0
     duplicates: int = 0
     across: int = 0
     sequences_of_clients: list[int] = field(default_factory=list)
@@ -68,6 +69,11 @@ class Account:
             result.append(
                 f"{longer:,} records are longer than the model's {self.positions} positions: a run cuts them into "
                 "windows of data.sequence_length"
+            )
+        if self.lost_to_truncation:
+            result.append(
+                f"{self.lost_to_truncation:,} records lost every loss token to the truncation and are left out: take "
+                "--truncation-side prompt"
             )
         if self.across:
             result.append("texts in more than one split make the evaluation look better than it is")
