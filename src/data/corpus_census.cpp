@@ -38,9 +38,8 @@ bool Corpus::by_group() const noexcept {
 }
 
 ClassCounts Corpus::class_counts(std::int64_t most_cells) const {
-    ClassCounts result{.by_group = by_group(),
-                       .names = by_group() ? file_.group_names() : file_.label_names(),
-                       .counts = {}};
+    ClassCounts result{
+        .by_group = by_group(), .names = by_group() ? file_.group_names() : file_.label_names(), .counts = {}};
     if (result.names.empty()) return result;
     const auto n_named = result.names.size();
     const std::size_t width = n_named + 1;  // the last column is of those without a class
