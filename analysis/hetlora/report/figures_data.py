@@ -29,7 +29,7 @@ def labels_by_client(methods: list[Method]) -> Figure | None:
                 "x": _axis("place", "clients, largest first", "ordinal",
                           axis={"labels": False, "ticks": False}),
                 "y": _axis("label", None, "nominal", axis={"labelLimit": 160, "labelOverlap": False}),
-                "color": _axis("share", "share of the client's sequences", legend=GRADIENT,
+                "color": _axis("share", "share", legend=GRADIENT,
                                scale={"type": "sqrt", "scheme": "viridis", "domain": [0, 1]}),
                 "tooltip": [_axis("client", "client"), _axis("label", "label", "nominal"),
                             _axis("sequences", "training sequences"), _axis("share", "share of the client's")],
@@ -38,7 +38,10 @@ def labels_by_client(methods: list[Method]) -> Figure | None:
         spec["height"] = max(60, CELL * n_labels)
         specs.append({**spec, "title": name} if len(shown) > 1 else spec)
     digest = next(iter(hashes))
-    note = "Empty: the client has none of the label. Columns that look alike: clients that are alike."
+    note = (
+        "Share of the client's training sequences. Empty: the client has none of the label. Columns that look alike: "
+        "clients that are alike."
+    )
     if len(shown) == 1 and isinstance(digest, str) and len(digest) == 64:
         note += f" Hash of the partition: {digest[:12]}."
-    return Figure("labels-by-client", "Which client has what", note, specs, wide=len(specs) > 1)
+    return Figure("labels-by-client", "Which client has what", note, specs, wide=True)
