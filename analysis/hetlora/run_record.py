@@ -17,7 +17,7 @@ from hetlora.run_state import read_status, state_of
 
 RUN_SCHEMA = "hetlora-run"
 SCHEMA_VERSION = 1
-GROUPS = ("rounds", "participation", "slots", "clients", "layers", "provenance")
+GROUPS = ("rounds", "participation", "slots", "clients", "labels", "layers", "provenance")
 LIVE_READ_ATTEMPTS = 3
 
 Columns = dict[str, np.ndarray]
@@ -55,6 +55,8 @@ class RunRecord:
     """/slots: 'round' [round], 'slot' [slot], 'energy' and 'n_contributors' [round, slot]."""
     clients: Columns = field(default_factory=dict)
     """/clients: name -> [client]; 'name' holds str."""
+    labels: Columns = field(default_factory=dict)
+    """/labels: 'name' [label], 'n_train_sequences' [client, label]; empty where the data has no labels or groups."""
     layers: Columns | None = None
     """/layers as it is, cut to committed rounds; None where the run has no such group."""
     units: dict[str, str] = field(default_factory=dict)

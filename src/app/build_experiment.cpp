@@ -28,6 +28,8 @@ PartitionKind partition_kind(Partition partition) {
             return PartitionKind::iid;
         case Partition::dirichlet:
             return PartitionKind::dirichlet;
+        case Partition::quantity:
+            return PartitionKind::quantity;
         case Partition::natural:
             break;
     }
@@ -41,6 +43,8 @@ CorpusOptions corpus_options(const Settings& settings) {
             .partition = partition_kind(data.partition),
             .partition_clients = data.partition_clients,
             .dirichlet_alpha = data.dirichlet_alpha,
+            .dirichlet_by_group = data.dirichlet_by == DirichletBy::group,
+            .quantity_sigma = data.quantity_sigma,
             .seed_partition = settings.experiment.seed_partition,
             .min_windows = data.min_windows,
             .max_windows_per_client = data.max_windows_per_client};
@@ -103,6 +107,23 @@ void load_plugin(Experiment& experiment) {
                            .scale = experiment.global_scale};
     for (const AdaptedMatrix& matrix : experiment.layout.matrices) facts.matrices.push_back(matrix.name);
     experiment.plugin->method().start(facts);
+}
+
+/// The rule in words, e.g. "dirichlet by label, alpha 0.5, seed 3".
+std::string describe_partition(const Settings& settings) {
+    const DataSettings& data = settings.data;
+    const std::string seed = fmt::format(", seed {}", settings.experiment.seed_partition);
+    switch (data.partition) {
+        case Partition::dirichlet:
+            return fmt::format("dirichlet by {}, alpha {}{}", name_of(data.dirichlet_by), data.dirichlet_alpha, seed);
+        case Partition::quantity:
+            return fmt::format("quantity, log-normal with sigma {}{}", data.quantity_sigma, seed);
+        case Partition::iid:
+            return "iid" + seed;
+        case Partition::natural:
+            break;
+    }
+    return "natural";
 }
 
 }  // namespace
@@ -184,6 +205,7 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         if (!transport.is_root()) return;
         experiment.base_sha256 = base_identity_sha256(settings.model.path);
         experiment.data_sha256 = experiment.corpus->file().sha256();
+        experiment.partition_sha256 = experiment.corpus->partition_sha256();
     });
     return experiment;
 }
@@ -220,6 +242,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "  model     {} ({} parameters, {} layers, width {}), {}\n"
         "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} loss tokens of held-out "
         "clients\n"
+        "  partition {}, hash {}\n"
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
         "{}"
         "  a round   about {} up and {} down in true bytes\n"
@@ -230,8 +253,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
         name_of(settings.model.precision), settings.data.path.filename().string(), population.size(), eligible,
         settings.data.sequence_length, human_count(static_cast<double>(evaluation_tokens)),
-        experiment.layout.matrices.size(), histogram.begin()->first, histogram.rbegin()->first,
-        name_of(settings.lora.rank_distribution), mean_rank, ranks,
+        describe_partition(settings), experiment.partition_sha256.substr(0, 12), experiment.layout.matrices.size(),
+        histogram.begin()->first, histogram.rbegin()->first, name_of(settings.lora.rank_distribution), mean_rank, ranks,
         human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max,
         experiment.plugin ? fmt::format("  plugin    {}\n", experiment.plugin->describe()) : std::string(),
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),

@@ -24,6 +24,17 @@ std::string logged_policies(const Strategy& strategy) {
     return text;
 }
 
+/// Numbers of the table of classes by client that are logged at most (4 bytes each).
+constexpr std::int64_t most_label_cells = 4'000'000;
+
+LabelTable label_table(const Corpus& corpus) {
+    ClassCounts found = corpus.class_counts(most_label_cells);
+    if (found.counts.empty()) return {};
+    return {.kind = found.by_group ? "group" : "label",
+            .names = std::move(found.names),
+            .counts = {found.counts.begin(), found.counts.end()}};
+}
+
 RunLogHeader log_header(const Experiment& experiment, const Transport& transport, const std::string& run_id,
                         const std::string& command_line) {
     RunLogHeader header{
@@ -37,6 +48,7 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
             {"test_perplexity", "1", "exp(eval_test_loss)"}};
     }
     header.clients = client_rows(*experiment.corpus, *experiment.population);
+    header.labels = label_table(*experiment.corpus);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");
     header.provenance.texts["config"] = resolved_ini(experiment.settings);
@@ -49,6 +61,7 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
     }
     header.provenance.texts["data_sha256"] = experiment.data_sha256;
     if (experiment.plugin) header.provenance.texts["plugin"] = experiment.plugin->describe();
+    header.provenance.texts["partition_sha256"] = experiment.partition_sha256;
     header.provenance.integers["threads"] = experiment.settings.compute.threads;
     return header;
 }

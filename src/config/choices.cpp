@@ -15,7 +15,9 @@ namespace config_detail {
 
 HETLORA_WORDS(Precision, {"fp32", Precision::fp32}, {"fp64", Precision::fp64}, {"bf16", Precision::bf16},
               {"float32", Precision::fp32}, {"float64", Precision::fp64}, {"bfloat16", Precision::bf16})
-HETLORA_WORDS(Partition, {"natural", Partition::natural}, {"iid", Partition::iid}, {"dirichlet", Partition::dirichlet})
+HETLORA_WORDS(Partition, {"natural", Partition::natural}, {"iid", Partition::iid}, {"dirichlet", Partition::dirichlet},
+              {"quantity", Partition::quantity})
+HETLORA_WORDS(DirichletBy, {"label", DirichletBy::label}, {"group", DirichletBy::group})
 HETLORA_WORDS(RankDistribution, {"fixed", RankDistribution::fixed}, {"uniform", RankDistribution::uniform},
               {"powerlaw", RankDistribution::powerlaw}, {"powerlaw_unit", RankDistribution::powerlaw_unit},
               {"list", RankDistribution::list}, {"file", RankDistribution::file})
@@ -79,6 +81,7 @@ std::string_view name_of(E value) {
 
 template std::string_view name_of(Precision);
 template std::string_view name_of(Partition);
+template std::string_view name_of(DirichletBy);
 template std::string_view name_of(RankDistribution);
 template std::string_view name_of(ScaleRule);
 template std::string_view name_of(AdapterInit);

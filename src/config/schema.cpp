@@ -79,7 +79,14 @@ std::optional<std::string> why_unused(const ConfigKey& key, const Settings& sett
     }
     if (key.section == "data" && key.name == "partition_clients") {
         return unless(settings.data.partition != Partition::natural,
-                      "it is used with data.partition = iid or dirichlet only");
+                      "it is used with data.partition = iid, dirichlet or quantity only");
+    }
+    if (key.section == "data" && key.name == "dirichlet_by") {
+        return unless(settings.data.partition == Partition::dirichlet,
+                      "it is used with data.partition = dirichlet only");
+    }
+    if (key.section == "data" && key.name == "quantity_sigma") {
+        return unless(settings.data.partition == Partition::quantity, "it is used with data.partition = quantity only");
     }
     if (key.section == "strategy") {
         // Only explicit policies count: what a preset's row says is not known here.

@@ -74,14 +74,20 @@ void add_data(std::vector<ConfigKey>& rows) {
     section.integer({"overlap", Identity::run,
                      "tokens that a window shares with the next one of its conversation; below sequence_length"},
                     &S::overlap, at_least(0));
-    section.choice({"partition", Identity::run,
-                    "clients: natural = the people in the data; or made up by an even or a label-skewed split"},
-                   &S::partition);
-    section.integer({"partition_clients", Identity::run, "clients to make up; for iid and dirichlet"},
-                    &S::partition_clients, at_least(0));
+    section.choice(
+        {"partition", Identity::run,
+         "clients: natural = the people in the data; or made up: even, skewed by class, or skewed by quantity"},
+        &S::partition);
+    section.integer({"partition_clients", Identity::run, "clients to make up; not for natural"}, &S::partition_clients,
+                    at_least(0));
     section.number(
         {"dirichlet_alpha", Identity::run, "skew of the dirichlet partition: small = very different clients"},
         &S::dirichlet_alpha, above(0));
+    section.choice({"dirichlet_by", Identity::run, "classes of the dirichlet partition: the data's labels or groups"},
+                   &S::dirichlet_by);
+    section.number({"quantity_sigma", Identity::run,
+                    "skew of the quantity partition: standard deviation of the log of a client's share"},
+                   &S::quantity_sigma, above(0));
     section.integer({"min_windows", Identity::run, "clients with fewer training windows never take part"},
                     &S::min_windows, at_least(1));
     section.integer({"max_windows_per_client", Identity::run, "training windows used of a client; 0 = all"},

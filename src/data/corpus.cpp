@@ -92,30 +92,33 @@ void Corpus::deal() {
     bool labelled = false;
     for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
         if (file_.held_out(info.client)) return;
-        by_part[static_cast<int>(info.part)].push_back({.sequence = sequence, .label = info.label});
-        labelled = labelled || info.label >= 0;
+        const std::int32_t label = options_.dirichlet_by_group ? info.group : info.label;
+        by_part[static_cast<int>(info.part)].push_back({.sequence = sequence, .label = label});
+        labelled = labelled || label >= 0;
     });
     if (options_.partition == PartitionKind::dirichlet && !labelled) {
+        const char* what = options_.dirichlet_by_group ? "group" : "label";
         throw input_error(
-            "no sequence has a label, which the dirichlet partition shares out by - {}:/sequences/label - "
-            "use data.partition = natural or iid, or data with labels",
-            file_.path().string());
+            "no sequence has a {}, which the dirichlet partition shares out by - {}:/sequences/{} - "
+            "use data.partition = natural, iid or quantity, set data.dirichlet_by, or prepare the data with --{}-field",
+            what, file_.path().string(), what, what);
     }
     const DealOptions deal_options{.kind = options_.partition,
                                    .n_clients = options_.partition_clients,
                                    .dirichlet_alpha = options_.dirichlet_alpha,
+                                   .quantity_sigma = options_.quantity_sigma,
                                    .seed = options_.seed_partition};
     for (int part = 0; part < 3; ++part)
         deals_.push_back(deal_sequences(by_part[part], static_cast<Part>(part), deal_options));
 }
 
-/// [n_sequences] of the dealt partitions: who trains on it, -1 for nobody.
-std::vector<std::int32_t> Corpus::owners() const {
+/// [n_sequences] of the dealt partitions: whose it is in this part, -1 for nobody's.
+std::vector<std::int32_t> Corpus::owners(Part part) const {
     std::vector<std::int32_t> owner;
     if (deals_.empty()) return owner;
     owner.assign(static_cast<std::size_t>(file_.n_sequences()), -1);
     for (std::int64_t client = 0; client < n_clients(); ++client) {
-        for (const std::int32_t s : deals_.front().of(client))
+        for (const std::int32_t s : deals_[static_cast<std::size_t>(part)].of(client))
             owner[static_cast<std::size_t>(s)] = static_cast<std::int32_t>(client);
     }
     return owner;

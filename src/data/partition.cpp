@@ -12,7 +12,9 @@ namespace hetlora {
 namespace {
 
 // First coordinate of every hash here, so that the draws for different things never coincide.
-enum Draw : int { deal_order = 1, gamma_normal = 2, gamma_accept = 3, gamma_boost = 4 };
+enum Draw : int { deal_order = 1, gamma_normal = 2, gamma_accept = 3, gamma_boost = 4, quantity_normal = 5 };
+
+constexpr double most_sigma = 20.0;  // one client has everything long before
 
 /// log of a Gamma(alpha, 1) variate.
 double log_gamma_variate(std::int32_t label, std::int64_t client, const DealOptions& options) {
@@ -45,9 +47,8 @@ void assign_iid(std::span<Keyed> hashed, std::int64_t n_clients) {
     for (std::size_t i = 0; i < hashed.size(); ++i) hashed[i].owner = static_cast<std::int64_t>(i) % n_clients;
 }
 
-/// @pre all of one label
-void assign_by_shares(std::span<Keyed> hashed, const DealOptions& options) {
-    const auto shares = dirichlet_shares(hashed.front().label, options);
+/// Cuts the sequences at the running sums of the shares [n_clients].
+void assign_by_shares(std::span<Keyed> hashed, std::span<const double> shares, const DealOptions& options) {
     const auto n = static_cast<double>(hashed.size());
     double cumulative = 0.0;
     std::size_t next = 0;
@@ -71,6 +72,8 @@ const char* partition_name(PartitionKind kind) noexcept {
             return "iid";
         case PartitionKind::dirichlet:
             return "dirichlet";
+        case PartitionKind::quantity:
+            return "quantity";
     }
     return "unknown";
 }
@@ -92,6 +95,18 @@ std::vector<double> dirichlet_shares(std::int32_t label, const DealOptions& opti
     return shares;
 }
 
+std::vector<double> quantity_shares(const DealOptions& options) {
+    std::vector<double> shares(static_cast<std::size_t>(options.n_clients));
+    double sum = 0.0;
+    for (std::int64_t client = 0; client < options.n_clients; ++client) {
+        const auto bits = hash_seed(options.seed, Purpose::partition, static_cast<int>(quantity_normal), 0, client, 0);
+        // |z| stays below 9, so that exp overflows only for a sigma above most_sigma.
+        sum += shares[static_cast<std::size_t>(client)] = std::exp(options.quantity_sigma * standard_normal(bits));
+    }
+    for (double& share : shares) share /= sum;
+    return shares;
+}
+
 Deal deal_sequences(std::span<const LabelledSequence> sequences, Part part, const DealOptions& options) {
     if (options.kind == PartitionKind::natural)
         throw bug_error("partition natural deals nothing - deal_sequences - use the file's clients");
@@ -102,6 +117,11 @@ Deal deal_sequences(std::span<const LabelledSequence> sequences, Part part, cons
     const bool by_label = options.kind == PartitionKind::dirichlet;
     if (by_label && !(options.dirichlet_alpha > 0.0 && std::isfinite(options.dirichlet_alpha))) {
         throw usage_error("alpha is {} - data.dirichlet_alpha - give a number above 0", options.dirichlet_alpha);
+    }
+    const bool by_size = options.kind == PartitionKind::quantity;
+    if (by_size && !(options.quantity_sigma > 0.0 && options.quantity_sigma <= most_sigma)) {
+        throw usage_error("sigma is {} - data.quantity_sigma - give a number above 0, at most {}",
+                          options.quantity_sigma, most_sigma);
     }
 
     std::vector<Keyed> hashed;
@@ -115,13 +135,15 @@ Deal deal_sequences(std::span<const LabelledSequence> sequences, Part part, cons
         if (a.label != b.label) return a.label < b.label;
         return a.key != b.key ? a.key < b.key : a.sequence < b.sequence;
     });
-    if (!by_label) {
+    if (by_size) {
+        assign_by_shares(hashed, quantity_shares(options), options);
+    } else if (!by_label) {
         assign_iid(hashed, options.n_clients);
     } else {
         for (auto first = hashed.begin(); first != hashed.end();) {
             const auto last =
                 std::find_if(first, hashed.end(), [&](const Keyed& k) { return k.label != first->label; });
-            assign_by_shares({first, last}, options);
+            assign_by_shares({first, last}, dirichlet_shares(first->label, options), options);
             first = last;
         }
     }

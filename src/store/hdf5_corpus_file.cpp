@@ -38,10 +38,12 @@ struct CorpusFile::Impl {
     std::int64_t n_tokens = 0;
     hdf5::Dataset ids, mask;
     hdf5::Dataset offset, client, part, label, prompt_length;
+    hdf5::Dataset group;  ///< empty where the data has no groups
     hdf5::Dataset client_name;
     std::vector<std::int64_t> client_offset;  ///< [n_clients + 1]
     std::vector<std::uint8_t> held_out;       ///< [n_clients]
     std::vector<std::string> label_names;
+    std::vector<std::string> group_names;
     std::vector<std::uint8_t> vocab_bytes;
     std::vector<std::int64_t> vocab_offset;  ///< [vocab_size + 1]
 
@@ -69,12 +71,14 @@ struct CorpusFile::Impl {
         part = open_array(sequences, "part", u8, n_sequences);
         label = open_array(sequences, "label", i32, n_sequences);
         prompt_length = open_array(sequences, "prompt_length", i32, n_sequences);
+        if (sequences.has("group")) group = open_array(sequences, "group", i32, n_sequences);
         const hdf5::Group clients = file.open_group("clients");
         const hdf5::Dataset held = open_array(clients, "held_out", u8, -1);
         held_out = held.read_all<std::uint8_t>();
         client_offset = open_array(clients, "offset", i64, held.rows() + 1).read_all<std::int64_t>();
         client_name = open_array(clients, "name", text, held.rows());
         if (file.has("labels")) label_names = file.open_group("labels").open_dataset("name").read_strings();
+        if (file.has("groups")) group_names = file.open_group("groups").open_dataset("name").read_strings();
     }
 
     void read_vocabulary() {
@@ -135,6 +139,8 @@ struct CorpusFile::Impl {
         const auto n_labels = static_cast<std::int64_t>(label_names.size());
         if (entry.label < -1 || (n_labels > 0 && entry.label >= n_labels))
             throw wrong(fmt::format("label {} of {} labels", entry.label, n_labels));
+        if (entry.group < -1 || entry.group >= std::ssize(group_names))
+            throw wrong(fmt::format("group {} of {} groups", entry.group, group_names.size()));
         if (entry.prompt_length < 0 || entry.prompt_length > entry.length) {
             throw wrong(fmt::format("prompt_length {} of a sequence of {} tokens", entry.prompt_length, entry.length));
         }
@@ -156,12 +162,15 @@ struct CorpusFile::Impl {
         const auto parts = read_rows<std::uint8_t>(part, range);
         const auto labels = read_rows<std::int32_t>(label, range);
         const auto prompts = read_rows<std::int32_t>(prompt_length, range);
+        const auto groups =
+            group ? read_rows<std::int32_t>(group, range) : std::vector<std::int32_t>(result.size(), -1);
         for (std::size_t i = 0; i < result.size(); ++i) {
             result[i] = {.offset = offsets[i],
                          .length = offsets[i + 1] - offsets[i],
                          .client = clients[i],
                          .part = static_cast<Part>(parts[i]),
                          .label = labels[i],
+                         .group = groups[i],
                          .prompt_length = prompts[i]};
         }
         return result;
@@ -194,6 +203,7 @@ std::int64_t CorpusFile::n_clients() const noexcept { return static_cast<std::in
 std::int64_t CorpusFile::n_sequences() const noexcept { return impl_->n_sequences; }
 std::int64_t CorpusFile::n_tokens() const noexcept { return impl_->n_tokens; }
 const std::vector<std::string>& CorpusFile::label_names() const noexcept { return impl_->label_names; }
+const std::vector<std::string>& CorpusFile::group_names() const noexcept { return impl_->group_names; }
 
 std::string CorpusFile::client_name(std::int64_t client) const {
     impl_->check_range({client, client + 1}, n_clients(), "clients");

@@ -87,6 +87,7 @@ RunLogLayout RunLogLayout::create(hdf5::File& file, const RunLogHeader& header) 
     layout.create_slots(file);
     layout.create_participation(file);
     create_clients(file, header);
+    if (!header.labels.names.empty()) create_labels(file, header.labels, layout.n_clients);
     if (!header.layers.empty()) layout.create_layers(file, header.layers);
     file.create_group("provenance").write_attribute("NX_class", "NXcollection");
     write_provenance(file, header.provenance);
@@ -176,6 +177,34 @@ void RunLogLayout::create_clients(hdf5::File& file, const RunLogHeader& header) 
     std::vector<Dataset> table =
         make_table(group, client_columns(), {.extent = {static_cast<std::int64_t>(many)}}, &client);
     put_table<ClientRow>(table, client_columns(), 0, header.clients, false);
+}
+
+void RunLogLayout::create_labels(hdf5::File& file, const LabelTable& labels, std::int64_t n_clients) {
+    const auto n_labels = static_cast<std::int64_t>(labels.names.size());
+    if (std::ssize(labels.counts) != n_clients * n_labels) {
+        throw bug_error("{} counts of {} clients in {} classes - run log - this is a mistake in hetlora",
+                        labels.counts.size(), n_clients, n_labels);
+    }
+    Group group = file.create_group("labels");
+    group.write_attribute("NX_class", "NXdata");
+    group.write_attribute("signal", "n_train_sequences");
+    group.write_attribute("axes", std::vector<std::string>{"client", "label"});
+    group.write_attribute("kind", labels.kind);
+    // Scales of its own: one that is attached from another group breaks netCDF readers.
+    Dataset client = make_special(group, "labels", "client", ElementType::i32, {.extent = {n_clients}});
+    client.write<std::int64_t>(0, count_from(0, static_cast<std::size_t>(n_clients)));
+    client.make_scale("client");
+    Dataset label = make_special(group, "labels", "label", ElementType::i32, {.extent = {n_labels}});
+    label.write<std::int64_t>(0, count_from(0, labels.names.size()));
+    label.make_scale("label");
+    Dataset name = group.create_strings("name", labels.names);
+    describe(name, special_column("labels", "name").units, special_column("labels", "name").long_name);
+    name.attach_scale(0, label);
+    Dataset counts =
+        make_special(group, "labels", "n_train_sequences", ElementType::i32, {.extent = {n_clients, n_labels}});
+    counts.write<std::int64_t>(0, labels.counts);
+    counts.attach_scale(0, client);
+    counts.attach_scale(1, label);
 }
 
 RunLogLayout RunLogLayout::open(const hdf5::File& file) {

@@ -41,6 +41,7 @@ private:
     void create_slots(hdf5::File& file);
     void create_participation(hdf5::File& file);
     static void create_clients(hdf5::File& file, const RunLogHeader& header);
+    static void create_labels(hdf5::File& file, const LabelTable& labels, std::int64_t n_clients);
 };
 
 /// Adds or replaces the attributes of /provenance.

@@ -88,7 +88,8 @@ TEST_F(CorpusTest, a_window_reads_what_its_reference_promises) {
 
 TEST_F(CorpusTest, held_out_people_never_train_in_any_partition) {
     const RawCorpus raw = synthetic_corpus({.n_clients = 12, .n_held_out = 4, .n_labels = 3});
-    for (const PartitionKind kind : {PartitionKind::natural, PartitionKind::iid, PartitionKind::dirichlet}) {
+    for (const PartitionKind kind :
+         {PartitionKind::natural, PartitionKind::iid, PartitionKind::dirichlet, PartitionKind::quantity}) {
         CorpusOptions options = small_windows;
         options.partition = kind;
         options.partition_clients = 5;
@@ -116,6 +117,72 @@ TEST_F(CorpusTest, held_out_people_never_train_in_any_partition) {
             }
         }
     }
+}
+
+/// The synthetic corpus with groups: sequence s is of group s % n, and every seventh of none.
+RawCorpus grouped_corpus(int n) {
+    RawCorpus raw = synthetic_corpus({.n_clients = 12, .n_held_out = 2, .n_train = 9});
+    for (int g = 0; g < n; ++g) raw.group_name.push_back("task " + std::to_string(g));
+    for (std::size_t s = 0; s < raw.sequence_client.size(); ++s)
+        raw.sequence_group.push_back(s % 7 == 0 ? -1 : static_cast<std::int32_t>(s) % n);
+    return raw;
+}
+
+TEST_F(CorpusTest, dirichlet_goes_by_group_where_asked) {
+    const RawCorpus raw = grouped_corpus(3);
+    CorpusOptions options = small_windows;
+    options.partition = PartitionKind::dirichlet;
+    options.partition_clients = 40;
+    options.dirichlet_alpha = 1e-5;  // each group sits with one client
+    EXPECT_NE(error_of(raw, options, ExitCode::input).find("no sequence has a label"), std::string::npos);
+    options.dirichlet_by_group = true;
+    const Corpus corpus = open(raw, options);
+    EXPECT_LE(corpus.eligible().size(), 4U);
+    const ClassCounts counts = corpus.class_counts(1000);
+    EXPECT_TRUE(counts.by_group);
+    EXPECT_EQ(counts.names, (std::vector<std::string>{"task 0", "task 1", "task 2", "(none)"}));
+    ASSERT_EQ(counts.counts.size(), 160U);
+    for (std::size_t column = 0; column < 4; ++column) {
+        int holders = 0;
+        for (std::size_t client = 0; client < 40; ++client) holders += counts.counts[client * 4 + column] > 0 ? 1 : 0;
+        EXPECT_EQ(holders, 1);
+    }
+    EXPECT_TRUE(corpus.class_counts(100).counts.empty()) << "too many to be looked at";
+    const RawCorpus without = synthetic_corpus({});
+    EXPECT_NE(error_of(without, options, ExitCode::input).find("--group-field"), std::string::npos);
+}
+
+TEST_F(CorpusTest, class_counts_are_of_the_training_sequences) {
+    const RawCorpus raw = synthetic_corpus({.n_clients = 5, .n_held_out = 1, .n_train = 6, .n_labels = 3});
+    const ClassCounts counts = open(raw, small_windows).class_counts(1000);
+    EXPECT_FALSE(counts.by_group);
+    ASSERT_EQ(counts.names, raw.label_name);
+    std::vector<std::int32_t> expected(15, 0);
+    for (std::size_t s = 0; s < raw.sequence_client.size(); ++s) {
+        if (raw.sequence_part[s] != 0) continue;
+        ++expected[static_cast<std::size_t>(raw.sequence_client[s] * 3 + raw.sequence_label[s])];
+    }
+    EXPECT_EQ(counts.counts, expected);
+    EXPECT_TRUE(open(synthetic_corpus({}), small_windows).class_counts(1000).names.empty());
+}
+
+TEST_F(CorpusTest, the_hash_of_a_partition_follows_its_rule_and_seed) {
+    const RawCorpus raw = synthetic_corpus({.n_clients = 12, .n_held_out = 4, .n_labels = 3});
+    std::set<std::string> hashes;
+    for (const PartitionKind kind :
+         {PartitionKind::natural, PartitionKind::iid, PartitionKind::dirichlet, PartitionKind::quantity}) {
+        for (const std::uint64_t seed : {1U, 2U}) {
+            CorpusOptions options = small_windows;
+            options.partition = kind;
+            options.partition_clients = 5;
+            options.seed_partition = seed;
+            const std::string hash = open(raw, options).partition_sha256();
+            EXPECT_EQ(hash.size(), 64U);
+            EXPECT_EQ(hash, open(raw, options).partition_sha256());
+            hashes.insert(hash);
+        }
+    }
+    EXPECT_EQ(hashes.size(), 7U) << "the seed plays no part in the natural one";
 }
 
 TEST_F(CorpusTest, evaluating_on_training_data_is_caught) {

@@ -37,7 +37,7 @@ TEST(Partition, iid_deals_each_sequence_once_in_equal_shares) {
 
 TEST(Partition, does_not_depend_on_the_order_of_the_input) {
     auto sequences = some_sequences(200, 5);
-    for (const PartitionKind kind : {PartitionKind::iid, PartitionKind::dirichlet}) {
+    for (const PartitionKind kind : {PartitionKind::iid, PartitionKind::dirichlet, PartitionKind::quantity}) {
         const DealOptions options{.kind = kind, .n_clients = 7, .seed = 9};
         const Deal forwards = deal_sequences(sequences, Part::train, options);
         std::ranges::reverse(sequences);
@@ -49,7 +49,7 @@ TEST(Partition, does_not_depend_on_the_order_of_the_input) {
 
 TEST(Partition, depends_on_the_seed) {
     const auto sequences = some_sequences(200, 5);
-    for (const PartitionKind kind : {PartitionKind::iid, PartitionKind::dirichlet}) {
+    for (const PartitionKind kind : {PartitionKind::iid, PartitionKind::dirichlet, PartitionKind::quantity}) {
         const Deal one = deal_sequences(sequences, Part::train, {.kind = kind, .n_clients = 7, .seed = 1});
         const Deal two = deal_sequences(sequences, Part::train, {.kind = kind, .n_clients = 7, .seed = 2});
         EXPECT_NE(one.sequences, two.sequences);
@@ -108,6 +108,38 @@ TEST(Partition, the_parts_share_the_proportions_of_a_label) {
     const Deal valid = deal_sequences(sequences, Part::valid, options);
     EXPECT_EQ(train.offset, valid.offset);
     EXPECT_NE(train.sequences, valid.sequences);
+}
+
+TEST(Partition, quantity_deals_each_once_and_sizes_follow_a_log_normal_law) {
+    const auto sequences = some_sequences(40000, 4);
+    const DealOptions options{.kind = PartitionKind::quantity, .n_clients = 400, .quantity_sigma = 0.8, .seed = 5};
+    const Deal deal = deal_sequences(sequences, Part::train, options);
+    expect_each_dealt_once(deal, sequences);
+    const auto shares = quantity_shares(options);
+    EXPECT_NEAR(std::accumulate(shares.begin(), shares.end(), 0.0), 1.0, 1e-12);
+    double mean = 0.0;
+    double square = 0.0;
+    for (std::size_t c = 0; c < shares.size(); ++c) {
+        EXPECT_NEAR(static_cast<double>(deal.of(static_cast<std::int64_t>(c)).size()), 40000.0 * shares[c], 1.0);
+        mean += std::log(shares[c]) / 400.0;
+        square += std::log(shares[c]) * std::log(shares[c]) / 400.0;
+    }
+    EXPECT_NEAR(std::sqrt(square - mean * mean), 0.8, 5.0 * 0.8 / std::sqrt(800.0));
+    // Alike but for the size: the labels of the largest client are spread as those of all.
+    const auto largest = static_cast<std::int64_t>(std::ranges::max_element(shares) - shares.begin());
+    std::vector<double> counts(4, 0.0);
+    for (const std::int32_t s : deal.of(largest)) counts[static_cast<std::size_t>(s / 3 % 4)] += 1.0;
+    const auto n = static_cast<double>(deal.of(largest).size());
+    for (const double count : counts) EXPECT_NEAR(count / n, 0.25, 5.0 * std::sqrt(0.1875 / n));
+}
+
+TEST(Partition, quantity_refuses_a_bad_sigma) {
+    const auto sequences = some_sequences(4, 1);
+    for (const double sigma : {0.0, -1.0, 1e3, std::nan("")}) {
+        EXPECT_THROW((void)deal_sequences(sequences, Part::train,
+                                          {.kind = PartitionKind::quantity, .n_clients = 2, .quantity_sigma = sigma}),
+                     Error);
+    }
 }
 
 TEST(Partition, nothing_to_deal_and_bad_options) {

@@ -131,7 +131,6 @@ def test_broken_xz_and_missing_file(capsys, tokenizer, tmp_path):
         (["--client-field", "who"], "give either --text-field"),
         (["--client-field", "who", "--text-field", "a", "--prompt-field", "q"], "give either --text-field"),
         (["--client-field", "who", "--prompt-field", "q"], "give either --text-field"),
-        (["--text-field", "a"], "--client-field"),
         ([*PAIR, "--held-out-fraction", "1"], "not in [0, 1)"),
         ([*PAIR, "--held-out-fraction", "nan"], "not in [0, 1)"),
         ([*PAIR, "--seed", "-1"], "negative"),

@@ -129,6 +129,8 @@ void write_corpus(const std::filesystem::path& path, const RawCorpus& corpus,
         hdf5::Group vocab = file.create_group("vocab");
         array(vocab, "/vocab/bytes", corpus.vocab_bytes);
         array(vocab, "/vocab/offset", corpus.vocab_offset);
+        if (!corpus.sequence_group.empty()) array(sequences, "/sequences/group", corpus.sequence_group);
+        if (!corpus.group_name.empty()) file.create_group("groups").create_strings("name", corpus.group_name);
         if (!corpus.label_name.empty()) file.create_group("labels").create_strings("name", corpus.label_name);
     }
     file.close();

@@ -30,6 +30,8 @@ struct RawCorpus {
     std::vector<std::string> client_name;
     std::vector<std::uint8_t> client_held_out;
     std::vector<std::string> label_name;
+    std::vector<std::int32_t> sequence_group;  ///< not written where it is empty
+    std::vector<std::string> group_name;       ///< not written where it is empty
     std::vector<std::uint8_t> vocab_bytes;
     std::vector<std::int64_t> vocab_offset{0};
 

@@ -1,4 +1,4 @@
-"""`python -m hetlora prepare chitchat|msc|jsonl|text|tokenizer`: the command line of data preparation."""
+"""`hetlora prepare chitchat|msc|jsonl|csv|parquet|text|tokenizer`: the command line of data preparation."""
 
 import argparse
 import math
@@ -6,6 +6,8 @@ import time
 
 from hetlora.errors import UsageError
 from hetlora.prepare.chat_format import STYLES, choose_format
+from hetlora.prepare.own_options import add_own_options
+from hetlora.prepare.tables import KINDS
 
 
 def fraction(text: str) -> float:
@@ -39,8 +41,9 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, about: str, clients: bool = True) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=about, description=about)
-        sub.add_argument("--tokenizer", required=True, metavar="DIR", help="folder with tokenizer.json")
-        sub.add_argument("--out", required=True, metavar="FILE", help="the .h5 file to write")
+        sub.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json (default: --model)")
+        sub.add_argument("--model", metavar="DIR", help="the model's folder: its tokenizer, checked against the model")
+        sub.add_argument("--output", "--out", dest="out", required=True, metavar="FILE", help="the .h5 file to write")
         sub.add_argument("--seed", type=count, default=0, help="seed of all hashes (default 0)")
         sub.add_argument("--show", type=count, default=0, metavar="N", help="print N samples, loss tokens in [[ ]]")
         sub.add_argument("--style", choices=STYLES, default="auto", help="how turns are written (default auto)")
@@ -66,16 +69,8 @@ def parser() -> argparse.ArgumentParser:
     msc.add_argument("input", metavar="FILE.jsonl[.xz]")
     msc.add_argument("--max-clients", type=count, default=0, help="keep this many, chosen by hash (0 = all)")
     msc.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of refusing the file")
-    jsonl = add("jsonl", "your own data: one JSON object a line, with a field that names the client")
-    jsonl.add_argument("input", metavar="FILE.jsonl[.xz]")
-    jsonl.add_argument("--client-field", required=True)
-    jsonl.add_argument("--text-field", help="the whole text is trained on")
-    jsonl.add_argument("--prompt-field", help="context, never trained on (with --response-field)")
-    jsonl.add_argument("--response-field", help="what is trained on (with --prompt-field)")
-    jsonl.add_argument("--label-field", help="class label of each line")
-    jsonl.add_argument("--license", default="not stated", help="licence of the data, kept in the file")
-    jsonl.add_argument("--max-clients", type=count, default=0, help="keep this many, chosen by hash (0 = all)")
-    jsonl.add_argument("--skip-bad", action="store_true", help="leave bad lines out instead of refusing the file")
+    for kind, files in KINDS.items():
+        add_own_options(add(kind, f"your own data: {files}"), files)
 
     def add_text_options(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("files", nargs="*", metavar="FILE", help=".txt or .jsonl, each may end in .xz")
@@ -114,13 +109,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def chosen_tokenizer(options) -> str:
+    """The folder of the tokenizer: --tokenizer, else --model. UsageError without either."""
+    if options.tokenizer is None and options.model is None:
+        raise UsageError("give --tokenizer DIR, or --model DIR for a model's own tokenizer")
+    return options.tokenizer or options.model
+
+
 def build(options, tokenizer, chat):
     """The Prepared data of the verb."""
     if options.verb == "chitchat":
         from hetlora.prepare.chitchat import prepare_chitchat as prepare
     elif options.verb == "msc":
         from hetlora.prepare.msc import prepare_msc as prepare
-    elif options.verb == "jsonl":
+    elif options.verb in KINDS:
         from hetlora.prepare.jsonl import prepare_jsonl as prepare
     else:
         from hetlora.prepare.text import prepare_text as prepare
@@ -140,12 +142,24 @@ def main(argv: list[str]) -> int:
         return 0
     from hetlora.prepare.data_file import write
     from hetlora.prepare.show import print_samples, print_summary
-    from hetlora.prepare.tokenizer import load_tokenizer
+    from hetlora.prepare.tokenizer import check_model, load_tokenizer
 
-    tokenizer = load_tokenizer(options.tokenizer)
+    tokenizer = load_tokenizer(chosen_tokenizer(options))
+    check_model(options.model, tokenizer)
     chat = choose_format(tokenizer, options.style, options.default_system)
     prepared = build(options, tokenizer, chat)
     summary = write(options.out, prepared, tokenizer)
     print_samples(prepared, tokenizer, options.show)
-    print_summary(options.out, prepared, tokenizer, chat.style, summary, time.perf_counter() - started)
+    if getattr(options, "samples_page", None):
+        from hetlora.prepare.samples_page import write_samples_page
+
+        write_samples_page(options.samples_page, prepared, tokenizer, summary)
+    print_summary(
+        options.out,
+        prepared,
+        tokenizer,
+        prepared.recipe.get("style", chat.style),
+        summary,
+        time.perf_counter() - started,
+    )
     return 0

@@ -26,6 +26,7 @@ class Sequence:
     mask: np.ndarray
     part: int
     label: int = -1
+    group: int = -1
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Client:
 
 @dataclass
 class Prepared:
-    """Everything a file holds besides the vocabulary. `recipe` are the options that led to it."""
+    """Everything a file holds besides the vocabulary. `recipe`: the options that led to it; `notes`: lines to print."""
 
     name: str
     source: str
@@ -48,6 +49,8 @@ class Prepared:
     recipe: dict
     clients: list[Client]
     labels: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def prompt_length(mask: np.ndarray) -> int:
@@ -64,7 +67,7 @@ def check(prepared: Prepared, vocab_size: int) -> None:
     if not any(s.part == TRAIN for client in prepared.clients for s in client.sequences):
         raise InputError(
             f"{prepared.source}: no training sequences are left after filtering; "
-            "loosen --min-words or --held-out-fraction"
+            "loosen --min-words, --held-out-fraction or --max-length"
         )
     for client in prepared.clients:
         assert client.sequences, f"client {client.name} has no sequences"
@@ -112,6 +115,9 @@ def write(path: str, prepared: Prepared, tokenizer: TextTokenizer) -> dict:
     }
     if prepared.labels:
         data["labels/name"] = fixed_strings(prepared.labels)
+    if prepared.groups:
+        data["sequences/group"] = np.array([s.group for s in sequences], dtype=np.int32)
+        data["groups/name"] = fixed_strings(prepared.groups)
     digest = hashlib.sha256()
     for name in sorted(data):
         digest.update(name.encode() + str(data[name].dtype).encode() + data[name].tobytes())

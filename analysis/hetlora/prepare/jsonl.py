@@ -1,90 +1,184 @@
-"""`prepare jsonl`: the user's own records, one JSON object a line, with a field that names the client."""
+"""`prepare jsonl|csv|parquet`: the user's own records, with fields, a template, a length policy and a split."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from hetlora.errors import InputError, UsageError
-from hetlora.files import sha256_of
+from hetlora.files import sha256_of_all
 from hetlora.prepare import splits
-from hetlora.prepare.chat_format import ChatFormat
+from hetlora.prepare.chat_format import ChatFormat, choose_format
 from hetlora.prepare.data_file import Client, Prepared, Sequence
-from hetlora.prepare.records import name_field, read_records, text_field
+from hetlora.prepare.lengths import truncate
+from hetlora.prepare.own_options import FIELDS, apply_mapping, check_fields, label_words, source_files
+from hetlora.prepare.own_records import Record, picker
+from hetlora.prepare.own_splits import Placed, check_labels, place
+from hetlora.prepare.own_statistics import Account
+from hetlora.prepare.tables import read_table
+from hetlora.prepare.templates import RecordTemplate, load_template
 from hetlora.prepare.tokenizer import TextTokenizer
 
 
-def check_fields(options) -> None:
-    """UsageError unless exactly one of --text-field and the pair --prompt-field, --response-field is given."""
-    pair = (options.prompt_field is not None, options.response_field is not None)
-    if options.text_field is not None and not any(pair):
-        return
-    if options.text_field is None and all(pair):
-        return
-    raise UsageError("give either --text-field, or both --prompt-field and --response-field")
-
-
-def pick_record(options):
-    """A function record -> (client, prompt or None, response or text, label or None) for `read_records`."""
-
-    def pick(record: dict) -> tuple[str, str | None, str, str | None]:
-        client = name_field(record, options.client_field)
-        label = None if options.label_field is None else name_field(record, options.label_field)
-        if options.text_field is not None:
-            return client, None, text_field(record, options.text_field), label
-        return client, text_field(record, options.prompt_field), text_field(record, options.response_field), label
-
-    return pick
-
-
 def prepare_jsonl(options, tokenizer: TextTokenizer, chat: ChatFormat) -> Prepared:
-    """Build the clients (in order of appearance); the order of a client's lines is its time line."""
+    """Build the clients (in order of appearance); the order of a client's records is its time line."""
+    apply_mapping(options)
     check_fields(options)
-    rows = list(read_records(options.input, "records", pick_record(options), options.skip_bad))
-    if not rows:
-        raise InputError(f"{options.input} holds no usable record; check the field names")
-    by_client: dict[str, list[tuple[str | None, str, str | None]]] = {}
-    for client, prompt, response, label in rows:
-        by_client.setdefault(client, []).append((prompt, response, label))
-    if options.max_clients:
-        kept = sorted(by_client, key=lambda name: splits.unit_hash(options.seed, "max-clients", name))
-        kept = set(kept[: options.max_clients])
-        by_client = {name: own for name, own in by_client.items() if name in kept}
-    labels = sorted({label for own in by_client.values() for *_, label in own if label is not None})
-    unique = {text: None for own in by_client.values() for prompt, response, _ in own for text in (prompt, response)}
-    unique.pop(None, None)
-    ids = dict(zip(unique, tokenizer.encode(list(unique)), strict=True))
-    ends = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
-    bos = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
-    clients = []
-    for name, own in by_client.items():
-        held = splits.held_out_part(name, options.held_out_fraction, options.seed)
-        parts = splits.time_split(len(own)) if held == splits.TRAIN else [held] * len(own)
-        sequences = []
-        for (prompt, response, label), part in zip(own, parts, strict=True):
-            if prompt is None:
-                tokens = np.concatenate([np.array(a, dtype=np.int32) for a in (bos, ids[response], ends)])
-                mask = np.ones(len(tokens), dtype=np.uint8)
-                mask[:1] = 0
-            else:
-                tokens, mask = chat.assemble([(False, ids[prompt], True), (True, ids[response], True)])
-            if mask.any():  # a text of one token has nothing to predict
-                sequences.append(Sequence(tokens, mask, part, -1 if label is None else labels.index(label)))
-        if sequences:
-            clients.append(Client(name, sequences, held != splits.TRAIN))
+    words = label_words(options)
+    positions = check_positions(options)
+    template = None
+    if options.template == "chat":
+        chat = choose_format(tokenizer, "template", options.default_system)
+    elif options.template is not None:
+        template = load_template(options.template)
+    files = source_files(options)
+    pick = picker(options, words)
+    records = [record for file in files for record in read_table(file, options.verb, pick, options.skip_bad)]
+    if not records:
+        raise InputError(f"{options.files[0]} holds no usable record; check the field names")
+    records = chosen_clients(records, options)
+    placed, rule = place(records, options)
+    placed = check_labels(placed, options.skip_bad)
+    names = label_names(placed, words)
+    groups = sorted({one.record.group for one in placed if one.record.group is not None})
+    account = Account(rule=rule, positions=positions)
+    sequences = encode(placed, options, (tokenizer, chat, template), account)
+    clients = build_clients(placed, sequences, options, (names, groups))
+    account.count_duplicates(placed)
+    account.count_clients(clients)
     return Prepared(
-        name=Path(options.input).name.split(".")[0],
-        source=Path(options.input).name,
-        source_sha256=sha256_of(Path(options.input).expanduser()),
+        name=files[0].name.split(".")[0],
+        source=", ".join(file.name for file in files),
+        source_sha256=sha256_of_all(files),
         license=options.license,
-        recipe={
-            "verb": "jsonl",
-            "style": "text" if options.text_field else chat.style,
-            "default_system": options.default_system,
-            "fields": {k: getattr(options, f"{k}_field") for k in ("client", "text", "prompt", "response", "label")},
-            "held_out_fraction": options.held_out_fraction,
-            "max_clients": options.max_clients,
-            "seed": options.seed,
-        },
+        recipe=recipe(options, template, chat, account),
         clients=clients,
-        labels=labels,
+        labels=[words[label] for label in names] if words else names,
+        groups=groups,
+        notes=account.lines(),
     )
+
+
+def recipe(options, template: RecordTemplate | None, chat: ChatFormat, account: Account) -> dict:
+    """The options that led to the data, and what they did to it."""
+    return {
+        "verb": options.verb,
+        "style": "text" if options.text_field else template.name if template else chat.style,
+        "default_system": options.default_system,
+        "fields": {name: getattr(options, f"{name}_field") for name in FIELDS},
+        "label_words": options.label_words,
+        "max_length": options.max_length,
+        "length_policy": options.length_policy,
+        "truncation_side": options.truncation_side,
+        "split": account.rule,
+        "held_out_fraction": options.held_out_fraction,
+        "max_clients": options.max_clients,
+        "seed": options.seed,
+        "statistics": account.numbers(),
+    }
+
+
+def check_positions(options) -> int:
+    """Positions of the model beside the tokenizer (0: unknown). UsageError for a --max-length beyond them."""
+    config = Path(options.model or options.tokenizer).expanduser() / "config.json"
+    try:
+        values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{config} is not JSON: {error}") from error
+    positions = next((values[key] for key in ("max_position_embeddings", "n_positions") if key in values), 0)
+    if not isinstance(positions, int):
+        return 0
+    if positions and options.max_length and options.max_length > positions:
+        raise UsageError(
+            f"--max-length {options.max_length} is more than the {positions} positions of the model ({config}); "
+            f"give at most {positions}"
+        )
+    return positions
+
+
+def chosen_clients(records: list[Record], options) -> list[Record]:
+    """The records of --max-clients clients, chosen by hash."""
+    if not options.max_clients:
+        return records
+    clients = sorted(
+        {record.client for record in records}, key=lambda name: splits.unit_hash(options.seed, "max-clients", name)
+    )
+    kept = set(clients[: options.max_clients])
+    return [record for record in records if record.client in kept]
+
+
+def label_names(placed: list[Placed], words: dict[str, str] | None) -> list[str]:
+    """The labels in the order of their ids: that of --label-words, else sorted."""
+    found = {one.record.label for one in placed if one.record.label is not None}
+    return [label for label in words if label in found] if words else sorted(found)
+
+
+def encode(placed: list[Placed], options, ways: tuple, account: Account) -> list[tuple | None]:
+    """(ids, mask) of every record after the length policy; None for one that is left out."""
+    tokenizer, chat, template = ways
+    unique: dict[str, None] = {}
+    if template is None:
+        unique = {words: None for one in placed for _, words in one.record.turns}
+    ids = dict(zip(unique, tokenizer.encode(list(unique)), strict=True))
+    bos = np.array([tokenizer.bos_id] if tokenizer.bos_id >= 0 else [], dtype=np.int32)
+    eos = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], dtype=np.int32)
+    result: list[tuple | None] = []
+    for one in placed:
+        turns = one.record.turns
+        if template is not None:
+            tokens, mask = template.assemble(one.record.values, tokenizer)
+        elif options.text_field is not None:
+            tokens = np.concatenate([bos, ids[turns[0][1]], eos])
+            mask = np.ones(len(tokens), dtype=np.uint8)
+            mask[:1] = 0
+        else:
+            system = ids[turns[0][1]] if turns[0][0] == "system" else None
+            spoken = [(role == "assistant", ids[words], True) for role, words in turns if role != "system"]
+            tokens, mask = chat.assemble(spoken, system)
+        result.append(fitted(tokens, mask, one, options, account))
+    return result
+
+
+def fitted(tokens: np.ndarray, mask: np.ndarray, one: Placed, options, account: Account) -> tuple | None:
+    """A sequence within --max-length, or None where it is left out."""
+    account.lengths.append(len(tokens))
+    limit = options.max_length
+    if limit and len(tokens) > limit:
+        if options.length_policy == "error":
+            raise InputError(
+                f"{one.record.where}: {len(tokens)} tokens are more than --max-length {limit}; "
+                "take --length-policy truncate or drop, or a larger length"
+            )
+        if options.length_policy == "drop":
+            account.dropped += 1
+            return None
+        tokens, mask = truncate(tokens, mask, limit, options.truncation_side)
+        account.truncated += 1
+        account.lost_to_truncation += not mask.any()
+    if len(tokens) < 2 or not mask.any():  # nothing to predict
+        account.without_loss += 1
+        return None
+    return tokens, mask
+
+
+def build_clients(placed: list[Placed], sequences: list, options, names: tuple[list[str], list[str]]) -> list[Client]:
+    """Clients in order of appearance. InputError for one that has nothing left, unless --skip-bad."""
+    label_id = {name: i for i, name in enumerate(names[0])}
+    group_id = {name: i for i, name in enumerate(names[1])}
+    clients: dict[str, Client] = {}
+    first: dict[str, str] = {}
+    for one, pair in zip(placed, sequences, strict=True):
+        client = clients.setdefault(one.client, Client(one.client, [], one.held_out))
+        first.setdefault(one.client, one.record.where)
+        if pair is not None:
+            label = label_id.get(one.record.label, -1)
+            group = group_id.get(one.record.group, -1)
+            client.sequences.append(Sequence(pair[0], pair[1], one.part, label, group))
+    empty = [name for name, client in clients.items() if not client.sequences]
+    if empty and not options.skip_bad:
+        more = f" and {len(empty) - 1} more clients" if len(empty) > 1 else ""
+        raise InputError(
+            f"client {empty[0]!r}{more} would be empty: all records are left out as too long or without a loss token "
+            f"(the first: {first[empty[0]]}); change --length-policy, or leave such clients out with --skip-bad"
+        )
+    return [client for client in clients.values() if client.sequences]

@@ -46,7 +46,9 @@ def parse(line: bytes) -> dict:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadLine(f"not UTF-8 at byte {error.start}") from error
+        raise BadLine(
+            f"not UTF-8 at byte {error.start} (convert it, e.g. with iconv -f ISO-8859-1 -t UTF-8)"
+        ) from error
     except json.JSONDecodeError as error:
         raise BadLine(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:

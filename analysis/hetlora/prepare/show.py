@@ -53,5 +53,8 @@ def print_summary(
             f"  {part:<5} {counts['sequences']:>7,} sequences {counts['tokens']:>12,} tokens "
             f"{counts['loss_tokens']:>12,} loss tokens"
         )
-    if prepared.labels:
-        print(f"  labels: {', '.join(prepared.labels[:20])}{' ...' if len(prepared.labels) > 20 else ''}")
+    for line in prepared.notes:
+        print(f"  {line}")
+    for what, names in (("labels", prepared.labels), ("groups", prepared.groups)):
+        if names:
+            print(f"  {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")

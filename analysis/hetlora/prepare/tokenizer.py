@@ -118,6 +118,26 @@ def load_tokenizer(folder: str) -> TextTokenizer:
     )
 
 
+def check_model(folder: str | None, tokenizer: TextTokenizer) -> None:
+    """InputError unless the tokenizer is the one of the model in `folder` (None: nothing to check)."""
+    if folder is None:
+        return
+    path = Path(folder).expanduser()
+    config = _json(existing_file(path / "config.json", "the model's configuration"))
+    vocab_size = config.get("vocab_size")
+    if isinstance(vocab_size, int) and tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model in {path} only "
+            f"{vocab_size}: they do not belong together; give the model's own folder alone, with --model"
+        )
+    own = path / "tokenizer.json"
+    if own.is_file() and sha256_of(own) != tokenizer.sha256:
+        raise InputError(
+            f"the tokenizer {tokenizer.name} is another one than {own}, which belongs to the model: a run would refuse "
+            "the data; leave out --tokenizer"
+        )
+
+
 def _json(path: Path) -> dict:
     if not path.is_file():
         return {}

@@ -240,3 +240,28 @@ def layer_share(methods: list[Method]) -> list[dict]:
                 for m, value in enumerate(line)
             ]
     return rows
+
+
+def label_counts(methods: list[Method], most_clients: int) -> list[dict]:
+    """Training sequences by class and client, of the methods' longest runs; clients by size, evenly picked if many.
+
+    One row per class and client shown that has any, with the share of the client's sequences.
+    """
+    rows = []
+    for method in methods:
+        counts = np.asarray(method.first.labels.get("n_train_sequences", np.zeros((0, 0))))
+        if counts.ndim != 2 or not counts.any():
+            continue
+        names = [str(name) for name in method.first.labels.get("name", np.arange(counts.shape[1]))]
+        total = counts.sum(axis=1)
+        order = np.argsort(-total, kind="stable")
+        order = order[total[order] > 0]
+        if len(order) > most_clients:
+            order = order[np.linspace(0, len(order) - 1, most_clients).astype(int)]
+        for place, client in enumerate(order):
+            rows += [
+                {"method": method.label, "place": place, "client": int(client), "label": names[c],
+                 "sequences": int(n), "share": short(n / total[client])}
+                for c, n in enumerate(counts[client]) if n
+            ]  # fmt: skip
+    return rows

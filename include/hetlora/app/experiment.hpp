@@ -39,6 +39,7 @@ struct Experiment {
     std::vector<std::string> placement;   ///< on root only: where every MPI rank runs
     std::string base_sha256;              ///< on root only
     std::string data_sha256;              ///< on root only
+    std::string partition_sha256;         ///< on root only: of Corpus::partition_sha256()
 };
 
 /// Loads model and data, draws the lora_ranks and checks that all of it fits together.

@@ -13,7 +13,8 @@
 namespace hetlora {
 
 enum class Precision { fp32, fp64, bf16 };
-enum class Partition { natural, iid, dirichlet };
+enum class Partition { natural, iid, dirichlet, quantity };
+enum class DirichletBy { label, group };
 enum class RankDistribution { fixed, uniform, powerlaw, powerlaw_unit, list, file };
 enum class ScaleRule { constant, alpha_over_rank, rslora };
 enum class AdapterInit { kaiming_uniform, gaussian };
@@ -79,8 +80,10 @@ struct DataSettings {
     std::int64_t sequence_length = 128;  ///< input rows of a window
     std::int64_t overlap = 32;           ///< tokens that a window shares with the next
     Partition partition = Partition::natural;
-    std::int64_t partition_clients = 0;  ///< clients to make (iid, dirichlet)
+    std::int64_t partition_clients = 0;  ///< clients to make (all but natural)
     double dirichlet_alpha = 0.5;
+    DirichletBy dirichlet_by = DirichletBy::label;
+    double quantity_sigma = 1.0;              ///< of the log of a client's share
     std::int64_t min_windows = 1;             ///< clients with fewer training windows never take part
     std::int64_t max_windows_per_client = 0;  ///< 0 = all
     bool operator==(const DataSettings&) const = default;

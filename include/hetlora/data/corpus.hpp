@@ -27,8 +27,10 @@ struct CorpusOptions {
     std::int64_t sequence_length = 128;
     std::int64_t overlap = 32;
     PartitionKind partition = PartitionKind::natural;
-    std::int64_t partition_clients = 0;  ///< clients of iid and dirichlet
+    std::int64_t partition_clients = 0;  ///< clients of all kinds but natural
     double dirichlet_alpha = 0.5;
+    bool dirichlet_by_group = false;  ///< share out by group instead of by label
+    double quantity_sigma = 1.0;
     std::uint64_t seed_partition = 0;
     std::int64_t min_windows = 1;             ///< clients with fewer training windows never take part
     std::int64_t max_windows_per_client = 0;  ///< 0: all; else the first so many, by sequence, then window
@@ -49,10 +51,17 @@ struct ClientSize {
     std::int64_t n_train_tokens = 0;  ///< all tokens of those sequences, context included
 };
 
+/// How many training sequences of each class (label, or group) every client has.
+struct ClassCounts {
+    bool by_group = false;
+    std::vector<std::string> names;    ///< of the classes; the last one is "(none)" where a sequence has no class
+    std::vector<std::int32_t> counts;  ///< [n_clients, names], row by row; empty where the data has no classes
+};
+
 /// The data of one experiment. Not for several threads at once (see CorpusFile); copies nothing of the file.
 class Corpus {
 public:
-    /// @throws Error (usage) for impossible options, Error (input) for a bad file or data without labels for dirichlet
+    /// @throws Error (usage) for impossible options, Error (input) for a bad file or data without classes for dirichlet
     Corpus(const std::filesystem::path& path, const CorpusOptions& options);
 
     [[nodiscard]] const CorpusFile& file() const noexcept { return file_; }
@@ -68,6 +77,12 @@ public:
     /// [n_clients] sizes of all clients in one pass over the index.
     [[nodiscard]] std::vector<ClientSize> client_sizes() const;
 
+    /// Of the groups where the partition goes by group or the data has groups only, else of the labels.
+    /// Empty where that is more than `most_cells` numbers: a table for people to look at.
+    [[nodiscard]] ClassCounts class_counts(std::int64_t most_cells) const;
+    /// SHA-256 (64 hex digits) of who owns every sequence in every part: equal for equal partitions of equal data.
+    [[nodiscard]] std::string partition_sha256() const;
+
     /// A client's training windows by sequence, then window. Empty for held-out clients.
     [[nodiscard]] std::vector<WindowRef> train_windows(std::int64_t client) const;
     [[nodiscard]] std::int64_t n_train_windows(std::int64_t client) const;
@@ -77,7 +92,7 @@ public:
     /// Leave the seed alone to compare experiments of different seeds on the same windows.
     [[nodiscard]] std::vector<WindowRef> evaluation_windows(Part part, std::int64_t n = 0,
                                                             std::uint64_t seed = 0) const;
-    /// A client's own windows of a part that it does not train on. (iid and dirichlet deal these parts too.)
+    /// A client's own windows of a part that it does not train on. (Partitions deal these parts too.)
     [[nodiscard]] std::vector<WindowRef> client_evaluation_windows(std::int64_t client, Part part) const;
 
     /// The tokens of a window.
@@ -97,7 +112,8 @@ private:
     void find_eligible();
     [[nodiscard]] std::vector<std::int64_t> count_train_windows() const;
     [[nodiscard]] std::vector<std::uint8_t> clients_with_loss() const;
-    [[nodiscard]] std::vector<std::int32_t> owners() const;
+    [[nodiscard]] std::vector<std::int32_t> owners(Part part = Part::train) const;
+    [[nodiscard]] bool by_group() const noexcept;
     [[nodiscard]] bool has_loss(const SequenceInfo& info) const;
     [[nodiscard]] std::vector<IndexedSequence> sequences_of(std::int64_t client, Part part) const;
     [[nodiscard]] std::vector<WindowRef> windows_of(const std::vector<IndexedSequence>& sequences) const;

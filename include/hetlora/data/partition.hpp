@@ -1,4 +1,4 @@
-// Dealing sequences to simulated clients: iid, or skewed by class label (Dirichlet). Every draw is a hash of
+// Dealing sequences to simulated clients: iid, skewed by class (Dirichlet), or skewed by size. Every draw is a hash of
 // (seed, purpose, coordinates), so a deal depends on the data and the options alone, on no order of calls.
 #pragma once
 
@@ -14,20 +14,22 @@ namespace hetlora {
 enum class PartitionKind {
     natural,    ///< the people in the file
     iid,        ///< sequences in hashed order, dealt like cards: sizes differ by at most one
-    dirichlet,  ///< every label's sequences are shared out by Dirichlet(alpha) proportions over the clients
+    dirichlet,  ///< every class' sequences are shared out by Dirichlet(alpha) proportions over the clients
+    quantity,   ///< sequences in hashed order, shared out by log-normal proportions: alike, but of unequal size
 };
 
-/// "natural", "iid" or "dirichlet".
+/// "natural", "iid", "dirichlet" or "quantity".
 [[nodiscard]] const char* partition_name(PartitionKind kind) noexcept;
 
 struct DealOptions {
     PartitionKind kind = PartitionKind::iid;
     std::int64_t n_clients = 1;
-    double dirichlet_alpha = 0.5;  ///< > 0; small: each label sits with few clients; large: nearly iid
+    double dirichlet_alpha = 0.5;  ///< > 0; small: each class sits with few clients; large: nearly iid
+    double quantity_sigma = 1.0;   ///< > 0; standard deviation of the logarithm of a client's share
     std::uint64_t seed = 0;
 };
 
-/// A sequence to deal; -1 (no label) counts as a label of its own.
+/// A sequence to deal; `label` is its class (label or group), and -1 (none) counts as a class of its own.
 struct LabelledSequence {
     std::int32_t sequence = 0;
     std::int32_t label = -1;
@@ -50,10 +52,14 @@ struct Deal {
 /// Independent of the part: a client's evaluation data is distributed like its training data.
 [[nodiscard]] std::vector<double> dirichlet_shares(std::int32_t label, const DealOptions& options);
 
+/// Proportions [n_clients] of all sequences: normalised exp(quantity_sigma * z) with standard normal z, so the same in
+/// every part.
+[[nodiscard]] std::vector<double> quantity_shares(const DealOptions& options);
+
 /// Deals the sequences of one part. Each is given to exactly one client; a client may get none.
 /// iid: position i in hashed order goes to client i mod n. dirichlet: the N sequences of a label, in hashed order, are
-/// cut at round(N * cumulative share).
-/// @throws Error (usage) for n_clients < 1, a bad alpha, kind natural
+/// cut at round(N * cumulative share). quantity: the same cut of all sequences at once.
+/// @throws Error (usage) for n_clients < 1, a bad alpha or sigma, kind natural
 [[nodiscard]] Deal deal_sequences(std::span<const LabelledSequence> sequences, Part part, const DealOptions& options);
 
 }  // namespace hetlora

@@ -57,6 +57,7 @@ struct SequenceInfo {
     std::int32_t client = 0;
     Part part = Part::train;
     std::int32_t label = -1;         ///< -1: none
+    std::int32_t group = -1;         ///< task, topic, source ...; -1: none
     std::int32_t prompt_length = 0;  ///< tokens before the last masked stretch
     friend bool operator==(const SequenceInfo&, const SequenceInfo&) = default;
 };
@@ -84,6 +85,8 @@ public:
     [[nodiscard]] std::int64_t n_tokens() const noexcept;
     /// Names of the class labels; empty where the task has none.
     [[nodiscard]] const std::vector<std::string>& label_names() const noexcept;
+    /// Names of the groups; empty where the data has none.
+    [[nodiscard]] const std::vector<std::string>& group_names() const noexcept;
 
     [[nodiscard]] std::string client_name(std::int64_t client) const;
     /// True for a client that never trains: its sequences are the global evaluation set.

@@ -26,6 +26,13 @@ struct ExtraMetric {
     std::string long_name{};
 };
 
+/// The group /labels: training sequences of each client by class. Empty names: no such group.
+struct LabelTable {
+    std::string kind = "label";          ///< "label" or "group"
+    std::vector<std::string> names{};    ///< of the classes
+    std::vector<std::int64_t> counts{};  ///< [client, class], row by row
+};
+
 /// What is known of a run before its first round.
 struct RunLogHeader {
     std::string run_id{};
@@ -33,6 +40,7 @@ struct RunLogHeader {
     std::int64_t rank_max = 0;  ///< slots of the global adapter
     std::vector<ExtraMetric> extra_metrics{};
     std::vector<ClientRow> clients{};  ///< all clients; their index is the `client` of the participations
+    LabelTable labels{};
     Provenance provenance{};
     std::vector<std::string> layers{};  ///< names of the adapted matrices; empty: no /layers
     std::string created_utc{};          ///< empty: now
