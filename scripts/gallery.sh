@@ -22,5 +22,5 @@ draw() {
 draw methods perplexity perplexity-by-bytes
 draw ranks perplexity
 draw law perplexity
-draw gamma perplexity lora-ranks
+draw gamma perplexity
 draw slots slots-alive perplexity

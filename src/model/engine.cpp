@@ -59,6 +59,7 @@ Engine::Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOp
 
 std::int64_t Engine::frozen_bytes() const {
     std::int64_t bytes = head_.bytes();
+    bytes += static_cast<std::int64_t>(weights_.rotary.cos.nbytes() + weights_.rotary.sin.nbytes());
     for (const auto& layer : frozen_)
         bytes += layer.qkv.bytes() + layer.o.bytes() + layer.gate_up.bytes() + layer.down.bytes();
     const bool embedding_is_head = weights_.config.tied_head && options_.gemm == GemmPath::mkl;

@@ -110,7 +110,7 @@ public:
     [[nodiscard]] const LlamaWeights& weights() const { return weights_; }
     [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
     [[nodiscard]] const EngineOptions& options() const { return options_; }
-    /// Bytes of the frozen matrices as they are held for computing.
+    /// Bytes of the frozen matrices as they are held for computing, and of the rotary table.
     [[nodiscard]] std::int64_t frozen_bytes() const;
     /// Bytes of activations and temporaries at their largest so far.
     [[nodiscard]] std::int64_t activation_bytes() const { return arena_.peak_bytes() + scratch_.peak_bytes(); }

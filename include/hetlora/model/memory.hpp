@@ -17,7 +17,7 @@ struct EngineGeometry {
 };
 
 struct EngineMemory {
-    std::int64_t frozen_bytes = 0;   ///< weights
+    std::int64_t frozen_bytes = 0;   ///< matrices as they are held, and the rotary table
     std::int64_t bytes_per_row = 0;  ///< activations and temporaries of a training step, for each token row of a pack
     std::int64_t fixed_bytes = 0;    ///< a chunk of logits and its gradient, allocator and library overhead
 
