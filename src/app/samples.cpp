@@ -57,7 +57,8 @@ std::vector<SamplePrompt> choose_prompts(const Experiment& experiment) {
 }  // namespace
 
 std::vector<Sample> make_samples(Experiment& experiment, std::span<const double> global) {
-    if (experiment.settings.evaluation.samples == 0) return {};
+    // Where clients keep a factor for themselves, the global adapter alone says nothing.
+    if (experiment.settings.evaluation.samples == 0 || experiment.strategy.is_personal()) return {};
     const CorpusFile& file = experiment.corpus->file();
     const auto chosen = choose_prompts(experiment);
     std::vector<std::vector<std::int32_t>> prompts;

@@ -113,7 +113,7 @@ def private_file(run: Path) -> Path:
     return run / f"private/client_{client:06}/round_{values[client]:06}.safetensors"
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "of another size"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "of another size"])
 def test_a_missing_or_damaged_private_factor(world, stopped, tmp_path, damage):
     import shutil
 
@@ -123,6 +123,10 @@ def test_a_missing_or_damaged_private_factor(world, stopped, tmp_path, damage):
         file.unlink()
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:-20])
+    elif damage == "flipped":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
     else:
         from safetensors.numpy import load_file, save_file
 

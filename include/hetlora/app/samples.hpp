@@ -19,7 +19,8 @@ struct Sample {
     std::string tuned;
 };
 
-/// evaluation.samples replies for conversations of held-out people (chosen by hash); empty if samples = 0.
+/// evaluation.samples replies for conversations of held-out people (chosen by hash); empty if samples = 0, and where
+/// clients keep a factor of the adapter for themselves (fedsa).
 /// @param global canonical form at rank_max
 std::vector<Sample> make_samples(Experiment& experiment, std::span<const double> global);
 
