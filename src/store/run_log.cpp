@@ -123,8 +123,8 @@ RunLog RunLog::create(const std::filesystem::path& path, const RunLogHeader& hea
     return RunLog(std::move(impl));
 }
 
-RunLog RunLog::reopen(const std::filesystem::path& path, std::int64_t keep_rounds,
-                      std::span<const std::string> layers) {
+RunLog RunLog::reopen(const std::filesystem::path& path, std::int64_t keep_rounds, std::span<const std::string> layers,
+                      const LabelTable& labels) {
     auto impl = std::make_unique<Impl>();
     impl->file = hdf5::File::open_write(path);
     impl->data = RunLogLayout::open(impl->file);
@@ -139,6 +139,9 @@ RunLog RunLog::reopen(const std::filesystem::path& path, std::int64_t keep_round
     if (!layers.empty() && !std::ranges::equal(layers, impl->data.layer_names)) {
         throw input_error("the log's /layers are of other matrices than the run's - {} - resume with log.spectra=0",
                           path.string());
+    }
+    if (!labels.names.empty() && !impl->file.has("labels")) {
+        RunLogLayout::create_labels(impl->file, labels, impl->data.n_clients);
     }
     impl->cut(keep_rounds);
     return RunLog(std::move(impl));

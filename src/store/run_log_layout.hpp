@@ -35,13 +35,14 @@ struct RunLogLayout {
     [[nodiscard]] static RunLogLayout open(const hdf5::File& file);
     /// Adds /layers. @pre there is none
     void create_layers(hdf5::File& file, std::span<const std::string> names);
+    /// Adds /labels. @pre there is none, labels.counts has n_clients rows
+    static void create_labels(hdf5::File& file, const LabelTable& labels, std::int64_t n_clients);
 
 private:
     void create_rounds(hdf5::File& file, const RunLogHeader& header);
     void create_slots(hdf5::File& file);
     void create_participation(hdf5::File& file);
     static void create_clients(hdf5::File& file, const RunLogHeader& header);
-    static void create_labels(hdf5::File& file, const LabelTable& labels, std::int64_t n_clients);
 };
 
 /// Adds or replaces the attributes of /provenance.

@@ -152,7 +152,7 @@ ReopenedLog reopen_log(const RunFolder& folder, const CommittedRounds& committed
     std::string damage = committed.log_damage;
     if (damage.empty()) {
         try {
-            log.emplace(RunLog::reopen(folder.run_log(), keep_rounds, header.layers));
+            log.emplace(RunLog::reopen(folder.run_log(), keep_rounds, header.layers, header.labels));
         } catch (const Error& error) {
             damage = error.what();
         }

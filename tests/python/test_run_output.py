@@ -284,7 +284,7 @@ def test_info_on_everything(home):
     run = home.folder / "plain"
     expected = {
         run: "done, round 3 of 3", run / "run.h5": "4 committed rows", run / "adapter": "PEFT adapter, lora_rank 8",
-        home.model: "Llama-type model", home.data: "prepared data `micro`",
+        home.model: "llama (LlamaForCausalLM)", home.data: "prepared data `micro`",
     }  # fmt: skip
     for path, text in expected.items():
         assert text in finished("info", path).stdout, path

@@ -145,9 +145,14 @@ def test_a_run_that_diverges_does_not_stop_the_others(world, tmp_path):
 
 def begin(sweep: Sweep, *options: object) -> subprocess.Popen:
     command = [str(program.PROGRAM), *sweep.words("run", *options)]
-    return subprocess.Popen(
-        command, env=program.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A shell starts what it puts in the background with SIGINT ignored, and that would be inherited.
+    heeding = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, env=program.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, heeding)
 
 
 def wait_for_round(sweep: Sweep, round_: int) -> None:

@@ -54,9 +54,10 @@ public:
     [[nodiscard]] static RunLog create(const std::filesystem::path& path, const RunLogHeader& header);
     /// Opens an existing log to go on after `keep_rounds` committed rows (row 0 included); later rows are cut off.
     /// @param layers as RunLogHeader::layers: /layers is made where they are named and the log has none
+    /// @param labels as RunLogHeader::labels: /labels is made where the log has none (`hetlora repair` cannot make it)
     /// @throws Error (input) if it is no log of this schema, has fewer committed rows or other layers.
     [[nodiscard]] static RunLog reopen(const std::filesystem::path& path, std::int64_t keep_rounds,
-                                       std::span<const std::string> layers = {});
+                                       std::span<const std::string> layers = {}, const LabelTable& labels = {});
 
     RunLog(RunLog&&) noexcept;
     RunLog& operator=(RunLog&&) noexcept;
