@@ -12,7 +12,8 @@ void add_evaluation(std::vector<ConfigKey>& rows) {
     section.integer(
         {"every", Identity::run, "rounds between evaluations (the first and the last state are always evaluated)"},
         &S::every, at_least(1));
-    section.names({"metrics", Identity::run, "metrics beside the loss"}, &S::metrics, {"perplexity", "accuracy"}, "",
+    section.names({"metrics", Identity::run, "metrics beside the loss"}, &S::metrics,
+                  {"perplexity", "accuracy", "macro_f1", "choice_accuracy", "rouge1", "rougeL", "exact_match"}, "",
                   true);
     section.integer({"sequences", Identity::run, "evaluation windows, chosen by hash; 0 = all"}, &S::sequences,
                     at_least(0));
@@ -24,6 +25,15 @@ void add_evaluation(std::vector<ConfigKey>& rows) {
                    &S::test);
     section.choice({"clients", Identity::run, "final: at the end also every client's loss on its own held-out data"},
                    &S::clients);
+    section.choice({"groups", Identity::run, "final: at the end also the metrics of every group of clients"},
+                   &S::groups);
+    section.choice({"choice_score", Identity::run,
+                    "how the likelihood of an answer is counted among the choices: sum of its tokens, or their mean"},
+                   &S::choice_score);
+    section.integer({"text_sequences", Identity::run,
+                     "conversations whose replies are generated for rouge1, rougeL and exact_match; 0 = all"},
+                    &S::text_sequences, at_least(0));
+    section.integer({"text_tokens", Identity::run, "longest of those replies in tokens"}, &S::text_tokens, at_least(1));
     section.integer({"samples", Identity::none, "generated replies printed at the end"}, &S::samples, at_least(0));
     section.integer({"sample_tokens", Identity::none, "longest generated reply in tokens"}, &S::sample_tokens,
                     at_least(1));

@@ -43,6 +43,8 @@ enum class KeepUncovered { no, last, refill };
 enum class EvaluationPart { valid, test };
 enum class TestEvaluation { none, last, best };
 enum class EvaluationClients { none, final };
+enum class ModelTask { causal, classification };
+enum class ChoiceScore { sum, mean };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class VectorChoice { automatic, baseline, avx2, avx512 };
 enum class GemmChoice { automatic, mkl, onednn, widened };
@@ -71,6 +73,7 @@ struct ExperimentSettings {
 struct ModelSettings {
     std::filesystem::path path;
     std::filesystem::path adapter;  ///< PEFT folder to start from; empty: a fresh adapter
+    ModelTask task = ModelTask::causal;
     Precision precision = Precision::fp32;
     bool operator==(const ModelSettings&) const = default;
 };
@@ -111,6 +114,7 @@ struct LocalSettings {
     std::int64_t batch_size = 4;
     OptimizerKind optimizer = OptimizerKind::adamw;
     double learning_rate = 2e-3;
+    double head_learning_rate = 0;                                      ///< of a classification head; 0 = learning_rate
     LearningRateSchedule lr_schedule = LearningRateSchedule::constant;  ///< over rounds
     std::int64_t lr_warmup_rounds = 0;
     double lr_final_fraction = 0.1;
@@ -168,6 +172,10 @@ struct EvaluationSettings {
     EvaluationPart part = EvaluationPart::valid;
     TestEvaluation test = TestEvaluation::none;
     EvaluationClients clients = EvaluationClients::none;
+    EvaluationClients groups = EvaluationClients::none;
+    ChoiceScore choice_score = ChoiceScore::sum;
+    std::int64_t text_sequences = 100;  ///< replies generated for the metrics on text; 0 = all
+    std::int64_t text_tokens = 64;
     std::int64_t samples = 0;
     std::int64_t sample_tokens = 40;
     double divergence_factor = 3.0;  ///< 0 = never stop
