@@ -109,6 +109,54 @@ void load_plugin(Experiment& experiment) {
     experiment.plugin->method().start(facts);
 }
 
+/// What evaluation.metrics asks beyond the loss; refused where clients keep a factor: the global adapter alone says
+/// nothing there.
+void take_questions(Experiment& experiment) {
+    const Settings& settings = experiment.settings;
+    const bool groups = settings.evaluation.groups == EvaluationClients::final;
+    if (groups && experiment.corpus->file().group_names().empty()) {
+        throw usage_error(
+            "evaluation.groups = final, but {} has no groups: prepare it again with --group-field, or take "
+            "evaluation.groups = none",
+            settings.data.path.string());
+    }
+    if (groups && experiment.strategy.is_personal()) {
+        throw usage_error(
+            "evaluation.groups = final: with strategy.preset = {} clients keep a factor of the adapter for themselves, "
+            "so that there is no one adapter to judge on every group; take evaluation.clients = final",
+            experiment.strategy.preset);
+    }
+    if (!wants_choices(settings) && !wants_texts(settings)) return;
+    if (experiment.strategy.is_personal()) {
+        throw usage_error(
+            "evaluation.metrics = {}: with strategy.preset = {} clients keep a factor of the adapter for themselves, "
+            "and only loss, perplexity and accuracy are measured of every client's own: leave the others out",
+            join(settings.evaluation.metrics, ","), experiment.strategy.preset);
+    }
+    const ModelConfig& config = experiment.engine->weights().config;
+    QuestionLimits limits{.positions = config.usable_positions(), .stop_ids = config.eos_ids};
+    const std::int64_t eos = experiment.corpus->file().attributes().eos_id;
+    if (eos >= 0) limits.stop_ids.push_back(eos);
+    experiment.questions = task_questions(settings, *experiment.corpus, limits, experiment.evaluation_windows);
+    if (settings.evaluation.test != TestEvaluation::none)
+        experiment.test_questions = task_questions(settings, *experiment.corpus, limits, experiment.test_windows);
+}
+
+/// evaluation.clients = final asks for data that the clients themselves hold back.
+void check_own_data(const Experiment& experiment) {
+    const EvaluationSettings& evaluation = experiment.settings.evaluation;
+    if (evaluation.clients != EvaluationClients::final) return;
+    const Part part = evaluation.part == EvaluationPart::test ? Part::test : Part::valid;
+    for (const std::int64_t client : experiment.population->eligible()) {
+        if (!experiment.corpus->client_evaluation_windows(client, part).empty()) return;
+    }
+    throw input_error(
+        "evaluation.clients = final, but in {} no client has {} data of its own: data that were split by record keep "
+        "valid and test apart from all clients; prepare them with --client-field and without --split-field and "
+        "fractions, or take evaluation.clients = none",
+        experiment.settings.data.path.string(), name_of(evaluation.part));
+}
+
 /// The rule in words, e.g. "dirichlet by label, alpha 0.5, seed 3".
 std::string describe_partition(const Settings& settings) {
     const DataSettings& data = settings.data;
@@ -200,6 +248,8 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
             experiment.test_windows = corpus.evaluation_windows(Part::test, settings.evaluation.sequences);
             check(experiment.test_windows, "evaluation.test", name_of(settings.evaluation.test));
         }
+        check_own_data(experiment);
+        take_questions(experiment);
     });
     agree(transport, "hashing base and data", [&] {
         if (!transport.is_root()) return;

@@ -20,6 +20,7 @@
 #include "hetlora/app/repair.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/app/strategies_json.hpp"
+#include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
@@ -163,6 +164,8 @@ int run_evaluate(Transport& transport, const CommandLine& command, Terminal& ter
                               sums.mean_loss(), std::exp(sums.mean_loss()), sums.accuracy(), sums.tokens,
                               experiment.evaluation_windows.size(),
                               command.adapter ? command.adapter->string() : std::string("base")));
+    for (const auto& [name, value] : measure_tasks(transport, experiment, values, experiment.questions))
+        terminal.info(fmt::format("{:<16}{:.6f}", name, value));
     return 0;
 }
 

@@ -1,7 +1,6 @@
 #include "hetlora/app/evaluate.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "hetlora/base/error.hpp"
@@ -9,24 +8,12 @@
 #include "hetlora/comm/agree.hpp"
 #include "hetlora/fed/client_work.hpp"
 #include "hetlora/store/run_log_rows.hpp"
+#include "ordered_gather.hpp"
 
 namespace hetlora {
 namespace {
 
 Part part_of(EvaluationPart part) { return part == EvaluationPart::test ? Part::test : Part::valid; }
-
-/// The entries of all mpi_ranks on root, ascending by `key`.
-template <typename Entry, typename Key>
-std::vector<Entry> gather_in_order(Transport& transport, const std::vector<Entry>& mine, Key key) {
-    std::vector<Entry> all;
-    for (const auto& bytes : transport.gather(std::as_bytes(std::span(mine)))) {
-        const std::size_t count = bytes.size() / sizeof(Entry);
-        all.resize(all.size() + count);
-        if (count > 0) std::memcpy(all.data() + all.size() - count, bytes.data(), count * sizeof(Entry));
-    }
-    std::ranges::sort(all, {}, key);
-    return all;
-}
 
 }  // namespace
 
@@ -98,30 +85,38 @@ EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, s
     for (const PersonalSums& entry : personal_sums(transport, experiment, global, wanted)) total += entry.sums;
     transport.broadcast_values(std::span(&total, 1));
     if (total.tokens == 0) {
-        throw input_error("{}: no client has held-out data of its own, and strategy.preset = {} is evaluated on that",
-                          experiment.settings.data.path.string(), experiment.strategy.preset);
+        throw input_error(
+            "{}: no client has held-out data of its own, and strategy.preset = {} is evaluated on that: data that were "
+            "split by record keep valid and test apart from all clients; prepare them with --client-field and without "
+            "--split-field and fractions",
+            experiment.settings.data.path.string(), experiment.strategy.preset);
     }
     return total;
 }
 
-std::vector<double> client_losses(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                  PrivateFactors& private_factors) {
-    std::vector<double> losses(static_cast<std::size_t>(experiment.corpus->n_clients()), not_measured);
+ClientScores client_scores(Transport& transport, Experiment& experiment, std::span<const double> global,
+                           PrivateFactors& private_factors) {
+    const auto many = static_cast<std::size_t>(experiment.corpus->n_clients());
+    ClientScores scores{.loss = std::vector<double>(many, not_measured),
+                        .accuracy = std::vector<double>(many, not_measured)};
+    const auto put = [&](std::int64_t client, const EvaluationSums& sums) {
+        scores.loss[static_cast<std::size_t>(client)] = sums.mean_loss();
+        scores.accuracy[static_cast<std::size_t>(client)] = sums.accuracy();
+    };
     if (experiment.strategy.is_personal()) {
         for (const PersonalSums& own :
              personal_sums(transport, experiment, global,
                            {.private_factors = private_factors, .part = experiment.settings.evaluation.part})) {
-            losses[static_cast<std::size_t>(own.client)] = own.sums.mean_loss();
+            put(own.client, own.sums);
         }
-        return losses;
+        return scores;
     }
     const Part part = part_of(experiment.settings.evaluation.part);
     for (const std::int64_t client : experiment.population->eligible()) {
         const auto windows = experiment.corpus->client_evaluation_windows(client, part);
-        if (windows.empty()) continue;
-        losses[static_cast<std::size_t>(client)] = evaluate_global(transport, experiment, global, windows).mean_loss();
+        if (!windows.empty()) put(client, evaluate_global(transport, experiment, global, windows));
     }
-    return losses;
+    return scores;
 }
 
 }  // namespace hetlora

@@ -7,6 +7,7 @@
 
 #include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
+#include "hetlora/app/group_evaluation.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
@@ -15,6 +16,7 @@
 #include "hetlora/app/run_records.hpp"
 #include "hetlora/app/run_warnings.hpp"
 #include "hetlora/app/samples.hpp"
+#include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/stop_request.hpp"
@@ -61,6 +63,7 @@ public:
         RoundRecord record;
         const Traffic traffic = transport_.traffic();
         fill_from_evaluation(record.round, evaluate(experiment_.settings.evaluation.part));
+        record.round.extra_metrics = in_log_order(experiment_.settings, task_metrics(experiment_.questions));
         best_loss_ = record.round.eval_loss;
         start_loss_ = record.round.eval_loss;
         agree(transport_, "checking the evaluation loss", [&] {
@@ -76,7 +79,7 @@ public:
                      nullptr, {});
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
-            base_losses_ = client_losses(transport_, experiment_, server_.global, private_files_);
+            base_losses_ = client_scores(transport_, experiment_, server_.global, private_files_).loss;
         }
         save_round(0);
     }
@@ -127,7 +130,9 @@ public:
             Stopwatch evaluation_watch;
             broadcast_adapter_to_all();
             fill_from_evaluation(record.round, evaluate(evaluation.part));
-            evaluate_on_test(record.round, last_round);
+            MetricValues more = task_metrics(experiment_.questions);
+            evaluate_on_test(record.round, last_round, more);
+            record.round.extra_metrics = in_log_order(experiment_.settings, more);
             record.round.t_eval_s = evaluation_watch.seconds();
         }
         finish_round(record, traffic, watch, outcome.merge.slots, &outcome, global_before);
@@ -170,12 +175,18 @@ public:
 
     void after_training(double seconds) {
         broadcast_adapter_to_all();
-        std::vector<double> final_losses;
-        if (!base_losses_.empty())
-            final_losses = client_losses(transport_, experiment_, server_.global, private_files_);
+        ClientScores clients;
+        if (!base_losses_.empty()) clients = client_scores(transport_, experiment_, server_.global, private_files_);
+        std::vector<GroupRow> groups;
+        if (experiment_.settings.evaluation.groups == EvaluationClients::final)
+            groups = evaluate_groups(transport_, experiment_, server_.global);
         agree(transport_, "writing the results", [&] {
             if (!files_) return;
-            if (!final_losses.empty()) files_->log.set_client_final(base_losses_, final_losses);
+            if (!clients.loss.empty()) {
+                files_->log.set_client_final(base_losses_, clients.loss);
+                files_->log.set_client_accuracy(clients.accuracy);
+            }
+            if (!groups.empty()) files_->log.set_group_final(groups);
             const Settings& settings = experiment_.settings;
             files_->folder.write_adapter(experiment_.layout, server_.global,
                                          {.lora_rank = settings.lora.rank_max,
@@ -206,6 +217,7 @@ public:
             terminal_.info(closing_table(experiment_, first_, last_,
                                          {.bytes_up = bytes_up_, .bytes_down = bytes_down_, .seconds = seconds}));
         }
+        if (!groups.empty()) terminal_.info(group_table(groups));
         print_samples(samples, terminal_);
     }
 
@@ -226,15 +238,21 @@ private:
                                beside ? experiment_.test_windows : experiment_.evaluation_windows);
     }
 
+    [[nodiscard]] MetricValues task_metrics(const TaskQuestions& questions) {
+        return measure_tasks(transport_, experiment_, server_.global, questions);
+    }
+
     /// Test is read where evaluation.test asks for it only: after the last round, or where valid says "the best so
     /// far".
-    void evaluate_on_test(RoundRow& row, bool last_round) {
+    void evaluate_on_test(const RoundRow& row, bool last_round, MetricValues& values) {
         const TestEvaluation wanted = experiment_.settings.evaluation.test;
         const bool is_best = row.eval_loss < best_loss_;
         if (is_best) best_loss_ = row.eval_loss;
         if (wanted == TestEvaluation::none || !(last_round || (wanted == TestEvaluation::best && is_best))) return;
         const double loss = evaluate(EvaluationPart::test).mean_loss();
-        row.extra_metrics = {loss, std::exp(loss)};
+        values["test_loss"] = loss;
+        values["test_perplexity"] = std::exp(loss);
+        for (const auto& [name, value] : task_metrics(experiment_.test_questions)) values["test_" + name] = value;
     }
 
     /// What the adapter's file says of itself; where it is not the whole result, that too.

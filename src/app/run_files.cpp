@@ -2,6 +2,7 @@
 
 #include "hetlora/app/build_info.hpp"
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/text.hpp"
@@ -42,11 +43,7 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
     if (experiment.settings.log.spectra > 0) {
         for (const AdaptedMatrix& matrix : experiment.layout.matrices) header.layers.push_back(matrix.name);
     }
-    if (experiment.settings.evaluation.test != TestEvaluation::none) {
-        header.extra_metrics = {
-            {"test_loss", "nat", "eval_loss on the test part, where it was measured (evaluation.test)"},
-            {"test_perplexity", "1", "exp(eval_test_loss)"}};
-    }
+    header.extra_metrics = extra_metrics(experiment.settings);
     header.clients = client_rows(*experiment.corpus, *experiment.population);
     header.labels = label_table(*experiment.corpus);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
@@ -102,7 +99,7 @@ RunFiles create_files(const Experiment& experiment, const Transport& transport, 
     write_status(folder.status(), status);
     write_config(folder, experiment, run_id);
     RunLog log = RunLog::create(folder.run_log(), log_header(experiment, transport, run_id, command_line));
-    ProgressFile progress = ProgressFile::create(folder.progress());
+    ProgressFile progress = ProgressFile::create(folder.progress(), extra_metrics(settings));
     std::optional<TraceWriter> trace;
     if (settings.output.trace)
         trace = TraceWriter::create(folder.trace(), run_id, experiment.layout, settings.lora.rank_max);

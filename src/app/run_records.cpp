@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/text.hpp"
 #include "hetlora/fed/spectra.hpp"
 #include "hetlora/fed/weights.hpp"
@@ -125,15 +126,25 @@ std::string closing_table(const Experiment& experiment, const RoundRow& first, c
         rank_after += static_cast<double>(experiment.population->at(client).lora_rank);
     }
     const auto n = static_cast<double>(experiment.population->eligible().size());
+    std::string more;
+    const auto metrics = extra_metrics(experiment.settings);
+    for (std::size_t i = 0; i < metrics.size(); ++i) {
+        const auto value = [i](const RoundRow& row) {
+            return i < row.extra_metrics.size() ? row.extra_metrics[i] : not_measured;
+        };
+        if (metrics[i].name.starts_with("test_")) continue;
+        more += fmt::format("  {:<16} {:>10.4f} {:>10.4f}\n", metrics[i].name, value(first), value(last));
+    }
     return fmt::format(
         "\n                       before      after\n"
         "  perplexity       {:>10.3f} {:>10.3f}\n"
         "  accuracy         {:>10.4f} {:>10.4f}\n"
+        "{}"
         "  mean lora_rank   {:>10.2f} {:>10.2f}\n"
         "  slots alive      {:>10} {:>10}\n"
         "  true bytes up {} and down {} in {}\n"
         "  results in {}",
-        first.eval_perplexity, last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, rank_before / n,
+        first.eval_perplexity, last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, more, rank_before / n,
         rank_after / n, first.slots_alive, last.slots_alive, human_bytes(static_cast<double>(totals.bytes_up)),
         human_bytes(static_cast<double>(totals.bytes_down)), human_seconds(totals.seconds),
         experiment.settings.output.dir.string());

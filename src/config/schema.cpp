@@ -77,6 +77,20 @@ std::optional<std::string> why_unused(const ConfigKey& key, const Settings& sett
             return unless(law == RankDistribution::file, "it is used with lora.rank_distribution = file only");
         }
     }
+    if (key.section == "evaluation") {
+        const auto has = [&](std::initializer_list<std::string_view> metrics) {
+            return std::ranges::any_of(settings.evaluation.metrics,
+                                       [&](const std::string& metric) { return is_any_of(metric, metrics); });
+        };
+        if (key.name == "choice_score") {
+            return unless(has({"choice_accuracy", "macro_f1"}),
+                          "it is used with choice_accuracy or macro_f1 in evaluation.metrics only");
+        }
+        if (key.name == "text_sequences" || key.name == "text_tokens") {
+            return unless(has({"rouge1", "rougeL", "exact_match"}),
+                          "it is used with rouge1, rougeL or exact_match in evaluation.metrics only");
+        }
+    }
     if (key.section == "data" && key.name == "partition_clients") {
         return unless(settings.data.partition != Partition::natural,
                       "it is used with data.partition = iid, dirichlet or quantity only");

@@ -184,6 +184,40 @@ void RunLog::set_client_final(std::span<const double> eval_loss_base, std::span<
     impl_->file.flush();
 }
 
+void RunLog::set_client_accuracy(std::span<const double> eval_accuracy_final) {
+    if (std::ssize(eval_accuracy_final) != impl_->data.n_clients) {
+        throw bug_error("{} accuracies for {} clients - {} - this is a mistake in hetlora", eval_accuracy_final.size(),
+                        impl_->data.n_clients, impl_->file.where());
+    }
+    RunLogLayout::create_client_accuracy(impl_->file, impl_->data.n_clients).write<double>(0, eval_accuracy_final);
+    impl_->file.flush();
+}
+
+void RunLog::set_group_final(std::span<const GroupRow> rows) {
+    std::vector<std::string> names;
+    std::vector<std::int64_t> tokens;
+    std::vector<double> loss;
+    std::vector<double> accuracy;
+    std::vector<double> choice_accuracy;
+    for (const GroupRow& row : rows) {
+        names.push_back(row.name);
+        tokens.push_back(row.tokens);
+        loss.push_back(row.eval_loss);
+        accuracy.push_back(row.eval_accuracy);
+        choice_accuracy.push_back(row.eval_choice_accuracy);
+    }
+    if (!impl_->file.has("groups")) RunLogLayout::create_groups(impl_->file, names);
+    const hdf5::Group group = impl_->file.open_group("groups");
+    if (group.open_dataset("name").read_strings() != names)
+        throw bug_error("{} groups that are not the log's - {} - this is a mistake in hetlora", names.size(),
+                        impl_->file.where());
+    group.open_dataset("eval_loss").write<double>(0, loss);
+    group.open_dataset("tokens").write<std::int64_t>(0, tokens);
+    group.open_dataset("eval_accuracy").write<double>(0, accuracy);
+    group.open_dataset("eval_choice_accuracy").write<double>(0, choice_accuracy);
+    impl_->file.flush();
+}
+
 void RunLog::add_provenance(const Provenance& provenance) {
     write_provenance(impl_->file, provenance);
     impl_->file.flush();

@@ -207,6 +207,31 @@ void RunLogLayout::create_labels(hdf5::File& file, const LabelTable& labels, std
     counts.attach_scale(1, label);
 }
 
+void RunLogLayout::create_groups(hdf5::File& file, std::span<const std::string> names) {
+    Group group = file.create_group("groups");
+    group.write_attribute("NX_class", "NXdata");
+    group.write_attribute("signal", "eval_loss");
+    group.write_attribute("axes", std::vector<std::string>{"group"});
+    const hdf5::DatasetShape shape{.extent = {static_cast<std::int64_t>(names.size())}};
+    Dataset scale = make_special(group, "groups", "group", ElementType::i32, shape);
+    scale.write<std::int64_t>(0, count_from(0, names.size()));
+    scale.make_scale("group");
+    Dataset name = group.create_strings("name", names);
+    describe(name, special_column("groups", "name").units, special_column("groups", "name").long_name);
+    name.attach_scale(0, scale);
+    make_special(group, "groups", "tokens", ElementType::i64, shape).attach_scale(0, scale);
+    for (const char* column : {"eval_loss", "eval_accuracy", "eval_choice_accuracy"})
+        make_special(group, "groups", column, ElementType::f64, shape).attach_scale(0, scale);
+}
+
+Dataset RunLogLayout::create_client_accuracy(hdf5::File& file, std::int64_t n_clients) {
+    Group group = file.open_group("clients");
+    if (group.has("eval_accuracy_final")) return group.open_dataset("eval_accuracy_final");
+    Dataset data = make_special(group, "clients", "eval_accuracy_final", ElementType::f64, {.extent = {n_clients}});
+    data.attach_scale(0, group.open_dataset("client"));
+    return data;
+}
+
 RunLogLayout RunLogLayout::open(const hdf5::File& file) {
     check_run_log_schema(file);
     RunLogLayout layout;

@@ -27,6 +27,8 @@ class Sequence:
     part: int
     label: int = -1
     group: int = -1
+    choices: list[np.ndarray] = field(default_factory=list)
+    answer: int = -1
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Prepared:
     clients: list[Client]
     labels: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
+    label_choices: list[np.ndarray] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -118,6 +121,7 @@ def write(path: str, prepared: Prepared, tokenizer: TextTokenizer) -> dict:
     if prepared.groups:
         data["sequences/group"] = np.array([s.group for s in sequences], dtype=np.int32)
         data["groups/name"] = fixed_strings(prepared.groups)
+    data |= choice_arrays(prepared, sequences)
     digest = hashlib.sha256()
     for name in sorted(data):
         digest.update(name.encode() + str(data[name].dtype).encode() + data[name].tobytes())
@@ -145,6 +149,23 @@ def write(path: str, prepared: Prepared, tokenizer: TextTokenizer) -> dict:
         for name, array in data.items():
             file.create_dataset(name, data=array)
     return describe(prepared, data)
+
+
+def choice_arrays(prepared: Prepared, sequences: list[Sequence]) -> dict[str, np.ndarray]:
+    """The data sets of /choices: answers by label, or of each sequence's own; none where there are neither."""
+    own = any(sequence.choices for sequence in sequences)
+    answers = [ids for sequence in sequences for ids in sequence.choices] if own else prepared.label_choices
+    if not answers:
+        return {}
+    assert all(len(ids) for ids in answers), "an answer without a token"
+    arrays = {
+        "choices/ids": np.concatenate(answers).astype(np.int32),
+        "choices/offset": offsets([len(ids) for ids in answers]),
+    }
+    if own:
+        arrays["choices/sequence_offset"] = offsets([len(sequence.choices) for sequence in sequences])
+        arrays["choices/answer"] = np.array([sequence.answer for sequence in sequences], dtype=np.int32)
+    return arrays
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from hetlora.errors import InputError, UsageError
 from hetlora.files import sha256_of_all
 from hetlora.prepare import splits
 from hetlora.prepare.chat_format import ChatFormat, choose_format
+from hetlora.prepare.choices import check_labels_alike, replies
 from hetlora.prepare.data_file import Client, Prepared, Sequence
 from hetlora.prepare.lengths import truncate
 from hetlora.prepare.own_options import FIELDS, apply_mapping, check_fields, label_words, source_files
@@ -42,8 +43,12 @@ def prepare_jsonl(options, tokenizer: TextTokenizer, chat: ChatFormat) -> Prepar
     names = label_names(placed, words)
     groups = sorted({one.record.group for one in placed if one.record.group is not None})
     account = Account(rule=rule, positions=positions)
-    sequences = encode(placed, options, (tokenizer, chat, template), account)
-    clients = build_clients(placed, sequences, options, (names, groups))
+    ways = (tokenizer, chat, template)
+    whole = encode([one.record for one in placed], options, ways)
+    sequences = [fitted(*pair, one, options, account) for pair, one in zip(whole, placed, strict=True)]
+    own = [replies(one.record, one.record.choices, lambda changed: encode(changed, options, ways)) for one in placed]
+    clients = build_clients(placed, sequences, own, options, (names, groups))
+    label_choices = label_answers([one.record for one in placed], whole, options, (names, words, ways))
     account.count_duplicates(placed)
     account.count_clients(clients)
     return Prepared(
@@ -55,6 +60,7 @@ def prepare_jsonl(options, tokenizer: TextTokenizer, chat: ChatFormat) -> Prepar
         clients=clients,
         labels=[words[label] for label in names] if words else names,
         groups=groups,
+        label_choices=label_choices,
         notes=account.lines(),
     )
 
@@ -67,6 +73,7 @@ def recipe(options, template: RecordTemplate | None, chat: ChatFormat, account: 
         "default_system": options.default_system,
         "fields": {name: getattr(options, f"{name}_field") for name in FIELDS},
         "label_words": options.label_words,
+        **({"label_choices": True} if options.label_choices else {}),
         "max_length": options.max_length,
         "length_policy": options.length_policy,
         "truncation_side": options.truncation_side,
@@ -113,20 +120,20 @@ def label_names(placed: list[Placed], words: dict[str, str] | None) -> list[str]
     return [label for label in words if label in found] if words else sorted(found)
 
 
-def encode(placed: list[Placed], options, ways: tuple, account: Account) -> list[tuple | None]:
-    """(ids, mask) of every record after the length policy; None for one that is left out."""
+def encode(records: list[Record], options, ways: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ids, mask) of every record, before the length policy."""
     tokenizer, chat, template = ways
     unique: dict[str, None] = {}
     if template is None:
-        unique = {words: None for one in placed for _, words in one.record.turns}
+        unique = {words: None for record in records for _, words in record.turns}
     ids = dict(zip(unique, tokenizer.encode(list(unique)), strict=True))
     bos = np.array([tokenizer.bos_id] if tokenizer.bos_id >= 0 else [], dtype=np.int32)
     eos = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], dtype=np.int32)
-    result: list[tuple | None] = []
-    for one in placed:
-        turns = one.record.turns
+    result = []
+    for record in records:
+        turns = record.turns
         if template is not None:
-            tokens, mask = template.assemble(one.record.values, tokenizer)
+            tokens, mask = template.assemble(record.values, tokenizer)
         elif options.text_field is not None:
             tokens = np.concatenate([bos, ids[turns[0][1]], eos])
             mask = np.ones(len(tokens), dtype=np.uint8)
@@ -135,8 +142,19 @@ def encode(placed: list[Placed], options, ways: tuple, account: Account) -> list
             system = ids[turns[0][1]] if turns[0][0] == "system" else None
             spoken = [(role == "assistant", ids[words], True) for role, words in turns if role != "system"]
             tokens, mask = chat.assemble(spoken, system)
-        result.append(fitted(tokens, mask, one, options, account))
+        result.append((tokens, mask))
     return result
+
+
+def label_answers(records: list[Record], whole: list[tuple], options, about: tuple) -> list[np.ndarray]:
+    """The tokens of every label's word as a reply; none without --label-choices."""
+    if not options.label_choices:
+        return []
+    names, words, ways = about
+    texts = [words[label] if words else label for label in names]
+    found = replies(records[0], texts, lambda changed: encode(changed, options, ways))
+    check_labels_alike(records, whole, found, {label: i for i, label in enumerate(names)})
+    return found
 
 
 def fitted(tokens: np.ndarray, mask: np.ndarray, one: Placed, options, account: Account) -> tuple | None:
@@ -161,19 +179,22 @@ def fitted(tokens: np.ndarray, mask: np.ndarray, one: Placed, options, account: 
     return tokens, mask
 
 
-def build_clients(placed: list[Placed], sequences: list, options, names: tuple[list[str], list[str]]) -> list[Client]:
-    """Clients in order of appearance. InputError for one that has nothing left, unless --skip-bad."""
+def build_clients(placed: list[Placed], sequences: list, own: list, options, names: tuple) -> list[Client]:
+    """Clients in order of appearance; `own`: the answers of each record.
+
+    InputError for a client that has nothing left, unless --skip-bad.
+    """
     label_id = {name: i for i, name in enumerate(names[0])}
     group_id = {name: i for i, name in enumerate(names[1])}
     clients: dict[str, Client] = {}
     first: dict[str, str] = {}
-    for one, pair in zip(placed, sequences, strict=True):
+    for one, pair, choices in zip(placed, sequences, own, strict=True):
         client = clients.setdefault(one.client, Client(one.client, [], one.held_out))
         first.setdefault(one.client, one.record.where)
         if pair is not None:
             label = label_id.get(one.record.label, -1)
             group = group_id.get(one.record.group, -1)
-            client.sequences.append(Sequence(pair[0], pair[1], one.part, label, group))
+            client.sequences.append(Sequence(pair[0], pair[1], one.part, label, group, choices, one.record.answer))
     empty = [name for name, client in clients.items() if not client.sequences]
     if empty and not options.skip_bad:
         more = f" and {len(empty) - 1} more clients" if len(empty) > 1 else ""

@@ -9,7 +9,8 @@ from hetlora.errors import InputError, UsageError
 from hetlora.files import existing_file
 from hetlora.prepare.lengths import POLICIES, SIDES
 
-FIELDS = ("client", "text", "prompt", "context", "response", "messages", "label", "group", "split")
+FIELDS = ("client", "text", "prompt", "context", "response", "messages", "label", "group", "split",
+          "choices", "answer")  # fmt: skip
 MORE_KEYS = ("template", "label_words")
 
 
@@ -42,6 +43,8 @@ def add_own_options(sub: argparse.ArgumentParser, kinds: str) -> None:
         "label": "class of each record",
         "group": "task, topic or source of each record (for data.dirichlet_by = group)",
         "split": "says train, valid or test",
+        "choices": "a list of answers of each record's own, for choice_accuracy",
+        "answer": "which of them is right: its place in the list (from 0), or its text",
     }
     for name in FIELDS:
         sub.add_argument(f"--{name}-field", metavar="FIELD", help=about[name])
@@ -53,6 +56,9 @@ def add_own_options(sub: argparse.ArgumentParser, kinds: str) -> None:
         "{{ prompt }}, {{ context }}, any field, and {{ response }} (default: as --style)",
     )
     sub.add_argument("--label-words", metavar="LABEL=WORD,...", help="the response to each label (default: its name)")
+    sub.add_argument(
+        "--label-choices", action="store_true", help="keep the words of the labels as answers to choose among"
+    )
     sub.add_argument("--max-length", type=positive, metavar="TOKENS", help="longest sequence (default: any)")
     sub.add_argument(
         "--length-policy",
@@ -106,7 +112,14 @@ def check_fields(options) -> None:
     """UsageError unless the fields say one thing: texts, messages, prompt and response, or prompt and label."""
     given = {name for name in FIELDS if getattr(options, f"{name}_field") is not None}
     text, messages = "text" in given, "messages" in given
-    pair = "prompt" in given and ("response" in given or "label" in given)
+    choices = "choices" in given
+    if choices != ("answer" in given):
+        raise UsageError("--choices-field and --answer-field go together: the answers, and which one is right")
+    if choices and ("prompt" not in given or "response" in given or options.label_choices):
+        raise UsageError("--choices-field needs --prompt-field, and neither --response-field nor --label-choices")
+    if options.label_choices and ("label" not in given or "prompt" not in given or "response" in given):
+        raise UsageError("--label-choices needs --prompt-field and --label-field without --response-field")
+    pair = "prompt" in given and ("response" in given or "label" in given or choices)
     parts = given & {"prompt", "context", "response"}
     if text + messages + pair != 1 or ((text or messages) and parts):
         raise UsageError(

@@ -25,6 +25,8 @@ class Record:
     part: int | None = None
     turns: list[tuple[str, str]] = field(default_factory=list)
     values: dict[str, str] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
+    answer: int = -1
 
     @property
     def content(self) -> str:
@@ -56,9 +58,13 @@ def picker(options, words: dict[str, str] | None):
             return found
         prompt = text_field(raw, options.prompt_field)
         context = optional_text(raw, options.context_field)
-        response = found.label if label_is_response else text_field(raw, options.response_field)
-        if label_is_response and words is not None:
-            response = words[found.label]
+        if options.choices_field is not None:
+            found.choices, found.answer = own_choices(raw, options.choices_field, options.answer_field)
+            response = found.choices[found.answer]
+        elif not label_is_response:
+            response = text_field(raw, options.response_field)
+        else:
+            response = found.label if words is None else words[found.label]
         asked = f"{prompt}\n\n{context}" if context else prompt
         found.turns = [("user", asked), ("assistant", response)]
         if all_fields:
@@ -75,6 +81,24 @@ def part_of(name: str, field_name: str) -> int:
     if part is None:
         raise BadLine(f"field {field_name!r} is {name!r}, which is none of {', '.join(PARTS)}")
     return part
+
+
+def own_choices(raw: dict, choices_field: str, answer_field: str) -> tuple[list[str], int]:
+    """The answers of a record and the place of the right one, or BadLine."""
+    choices = raw.get(choices_field)
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
+        raise BadLine(f"field {choices_field!r} is no list of two or more texts")
+    choices = [one.strip() for one in choices]
+    if not all(choices) or len(set(choices)) < len(choices):
+        raise BadLine(f"field {choices_field!r} has a blank answer, or one twice")
+    answer = raw.get(answer_field)
+    if isinstance(answer, str):
+        if answer.strip() in choices:
+            return choices, choices.index(answer.strip())
+        answer = int(answer) if answer.strip().isdecimal() else answer
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise BadLine(f"field {answer_field!r} is {answer!r}, which is neither one of the answers nor its place from 0")
+    return choices, answer
 
 
 def optional_text(raw: dict, field_name: str | None) -> str:

@@ -34,9 +34,13 @@ struct PersonalSums {
 [[nodiscard]] EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment,
                                                std::span<const double> global, const PersonalEvaluation& wanted);
 
-/// Loss of every client on its own held-out windows (NaN where it has none): of the global adapter, or of its own where
-/// clients keep a factor (counts on root only, then). Collective.
-[[nodiscard]] std::vector<double> client_losses(Transport& transport, Experiment& experiment,
-                                                std::span<const double> global, PrivateFactors& private_factors);
+/// What every client has on its own held-out windows; NaN where it has none.
+struct ClientScores {
+    std::vector<double> loss;
+    std::vector<double> accuracy;  ///< next token
+};
+/// Of the global adapter, or of each client's own where clients keep a factor (counts on root only, then). Collective.
+[[nodiscard]] ClientScores client_scores(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                         PrivateFactors& private_factors);
 
 }  // namespace hetlora

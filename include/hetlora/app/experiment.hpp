@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "hetlora/app/machine.hpp"
+#include "hetlora/app/task_questions.hpp"
 #include "hetlora/base/terminal.hpp"
 #include "hetlora/comm/transport.hpp"
 #include "hetlora/config/settings.hpp"
@@ -34,6 +35,8 @@ struct Experiment {
     std::unique_ptr<Population> population;
     std::vector<WindowRef> evaluation_windows;
     std::vector<WindowRef> test_windows;  ///< where evaluation.test asks for them
+    TaskQuestions questions;              ///< of evaluation_windows, for the metrics beyond the loss
+    TaskQuestions test_questions;         ///< of test_windows
     double global_scale = 1.0;            ///< s of the global adapter, at rank_max
     std::vector<double> start;            ///< the global adapter before the first round, at rank_max
     std::vector<std::string> placement;   ///< on root only: where every MPI rank runs

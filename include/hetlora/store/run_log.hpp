@@ -73,6 +73,10 @@ public:
     /// Fills eval_loss_base and eval_loss_final of /clients, one value per client (NaN where not measured), and
     /// flushes.
     void set_client_final(std::span<const double> eval_loss_base, std::span<const double> eval_loss_final);
+    /// Fills eval_accuracy_final of /clients, which is made where the log has none, and flushes.
+    void set_client_accuracy(std::span<const double> eval_accuracy_final);
+    /// Fills /groups, which is made where the log has none, and flushes. @pre always the same groups
+    void set_group_final(std::span<const GroupRow> rows);
     /// Adds or replaces attributes of /provenance (resumes, end time), and flushes.
     void add_provenance(const Provenance& provenance);
     /// A text attribute of /provenance; "" if there is none of this name.

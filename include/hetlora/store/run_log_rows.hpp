@@ -85,6 +85,15 @@ struct ClientRow {
     double eval_loss_final = not_measured;
 };
 
+/// One row of /groups: the evaluation set's sequences of one group, after the last round.
+struct GroupRow {
+    std::string name{};
+    double eval_loss = not_measured;
+    std::int64_t tokens = 0;  ///< loss tokens
+    double eval_accuracy = not_measured;
+    double eval_choice_accuracy = not_measured;
+};
+
 /// Everything that one committed round adds to the log.
 struct RoundRecord {
     RoundRow round{};
