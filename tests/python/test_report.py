@@ -48,6 +48,16 @@ def sweep(tmp_path_factory):
     return write_sweep(tmp_path_factory.mktemp("report") / "sweep", made)
 
 
+def test_further_metrics_have_a_chart_each(tmp_path):
+    run = write_run(tmp_path / "run", Made(rounds=3, extra_metrics=("macro_f1", "rougeL", "test_rougeL")))
+    specs = specs_in(page_of(tmp_path, run))["tasks"]
+    assert [spec["title"] for spec in specs] == ["macro F1", "ROUGE-L"]
+    logged = read_run(run).rounds["eval_rougeL"]
+    assert {row["round"]: row["mean"] for row in specs[1]["data"]["values"]} == {
+        i: pytest.approx(value, rel=1e-4) for i, value in enumerate(logged)
+    }
+
+
 def test_one_run_has_all_charts_and_its_numbers(tmp_path):
     run = write_run(tmp_path / "run", Made(rounds=3))
     page = page_of(tmp_path, run)

@@ -265,6 +265,41 @@ def test_open_runs_and_compare_find_a_metric_by_name(world):
     assert "rougeL" in done.stdout
 
 
+def test_a_run_that_is_continued_logs_the_same_as_one_that_is_not(world):
+    from program import columns
+
+    more = {"evaluation": {"text_sequences": 8, "text_tokens": 4, "groups": "final", "clients": "none"}}
+    for name, rounds in (("whole", (2,)), ("parts", (1, 2))):
+        ini = config(world, "label", name, ALL, **{key: dict(value) for key, value in more.items()})
+        for i, last in enumerate(rounds):
+            resume = ("--resume",) if i else ()
+            finished("run", "--config", ini, "--set", f"experiment.rounds={last}", *resume)
+    one, other = world["folder"] / "whole", world["folder"] / "parts"
+    assert columns(one / "run.h5") == columns(other / "run.h5")
+    names = ("eval_choice_accuracy", "eval_macro_f1", "eval_rouge1", "eval_rougeL", "eval_exact_match")
+    read = [
+        [[line[key] for key in names] for line in map(json.loads, (folder / "progress.jsonl").read_text().splitlines())]
+        for folder in (one, other)
+    ]
+    assert len(read[0]) == 3 and read[0] == read[1]
+
+
+def test_clients_accuracy_stands_beside_their_loss_and_record_splits_are_refused(world):
+    data = prepare(world["folder"], world["model"], "by-time", *BY_LABEL, "--client-field", "who",
+                   "--held-out-fraction", "0.4")  # fmt: skip
+    final = {"evaluation": {"clients": "final", "sequences": 20}}
+    world["time"] = data
+    finished("run", "--config", config(world, "time", "clients", "accuracy", **final))
+    with h5py.File(world["folder"] / "clients" / "run.h5") as file:
+        loss, accuracy = file["clients/eval_loss_final"][()], file["clients/eval_accuracy_final"][()]
+    assert np.isfinite(loss).sum() >= 5
+    np.testing.assert_array_equal(np.isfinite(loss), np.isfinite(accuracy))
+    assert np.nanmin(accuracy) >= 0 and 0 < np.nanmax(accuracy) <= 1
+    final = {"evaluation": {"clients": "final"}}
+    done = start("run", "--config", config(world, "label", "refused", "accuracy", **final))
+    assert done.returncode == 3 and "split by record" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("data", "metrics", "more", "expected"),
     [

@@ -38,9 +38,10 @@ def all_figures(methods: list[Method]) -> list[Figure]:
         perplexity, perplexity_by_bytes, training_loss, alive_slots, effective_rank, weight_by_rank, client_fairness,
         budget_of_time, energy_of_slots, ranks_over_time, collapse_by_layer,
     ]  # fmt: skip
-    from hetlora.report.figures_data import labels_by_client  # which builds on this module
+    from hetlora.report.figures_data import labels_by_client  # which build on this module
+    from hetlora.report.figures_tasks import task_metrics
 
-    makers.append(labels_by_client)
+    makers += [task_metrics, labels_by_client]
     return [figure for figure in (maker(methods) for maker in makers) if figure is not None]
 
 
