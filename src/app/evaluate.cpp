@@ -95,26 +95,29 @@ EvaluationSums evaluate_personal(Transport& transport, Experiment& experiment, s
 }
 
 ClientScores client_scores(Transport& transport, Experiment& experiment, std::span<const double> global,
-                           PrivateFactors& private_factors) {
-    const auto many = static_cast<std::size_t>(experiment.corpus->n_clients());
-    ClientScores scores{.loss = std::vector<double>(many, not_measured),
-                        .accuracy = std::vector<double>(many, not_measured)};
-    const auto put = [&](std::int64_t client, const EvaluationSums& sums) {
-        scores.loss[static_cast<std::size_t>(client)] = sums.mean_loss();
-        scores.accuracy[static_cast<std::size_t>(client)] = sums.accuracy();
+                           PrivateFactors& private_factors, bool with_own_rank) {
+    const std::vector<double> unknown(static_cast<std::size_t>(experiment.corpus->n_clients()), not_measured);
+    const auto put = [](std::int64_t client, const EvaluationSums& sums, auto& loss, auto& accuracy) {
+        loss[static_cast<std::size_t>(client)] = sums.mean_loss();
+        accuracy[static_cast<std::size_t>(client)] = sums.accuracy();
     };
+    const PersonalEvaluation own_data{.private_factors = private_factors, .part = experiment.settings.evaluation.part};
+    ClientScores scores{.loss = unknown, .accuracy = unknown};
     if (experiment.strategy.is_personal()) {
-        for (const PersonalSums& own :
-             personal_sums(transport, experiment, global,
-                           {.private_factors = private_factors, .part = experiment.settings.evaluation.part})) {
-            put(own.client, own.sums);
-        }
+        for (const PersonalSums& own : personal_sums(transport, experiment, global, own_data))
+            put(own.client, own.sums, scores.loss, scores.accuracy);
         return scores;
     }
     const Part part = part_of(experiment.settings.evaluation.part);
     for (const std::int64_t client : experiment.population->eligible()) {
         const auto windows = experiment.corpus->client_evaluation_windows(client, part);
-        if (!windows.empty()) put(client, evaluate_global(transport, experiment, global, windows));
+        if (windows.empty()) continue;
+        put(client, evaluate_global(transport, experiment, global, windows), scores.loss, scores.accuracy);
+    }
+    if (with_own_rank) {
+        scores.own_rank_loss = scores.own_rank_accuracy = unknown;
+        for (const PersonalSums& own : personal_sums(transport, experiment, global, own_data))
+            put(own.client, own.sums, scores.own_rank_loss, scores.own_rank_accuracy);
     }
     return scores;
 }

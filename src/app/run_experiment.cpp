@@ -79,7 +79,7 @@ public:
                      nullptr, {});
         first_ = last_ = record.round;
         if (experiment_.settings.evaluation.clients == EvaluationClients::final) {
-            base_losses_ = client_scores(transport_, experiment_, server_.global, private_files_).loss;
+            base_losses_ = client_scores(transport_, experiment_, server_.global, private_files_, false).loss;
         }
         save_round(0);
     }
@@ -176,7 +176,8 @@ public:
     void after_training(double seconds) {
         broadcast_adapter_to_all();
         ClientScores clients;
-        if (!base_losses_.empty()) clients = client_scores(transport_, experiment_, server_.global, private_files_);
+        if (!base_losses_.empty())
+            clients = client_scores(transport_, experiment_, server_.global, private_files_, true);
         std::vector<GroupRow> groups;
         if (experiment_.settings.evaluation.groups == EvaluationClients::final)
             groups = evaluate_groups(transport_, experiment_, server_.global);
@@ -184,7 +185,11 @@ public:
             if (!files_) return;
             if (!clients.loss.empty()) {
                 files_->log.set_client_final(base_losses_, clients.loss);
-                files_->log.set_client_accuracy(clients.accuracy);
+                files_->log.set_client_column("eval_accuracy_final", clients.accuracy);
+                if (!clients.own_rank_loss.empty()) {
+                    files_->log.set_client_column("eval_loss_own_rank", clients.own_rank_loss);
+                    files_->log.set_client_column("eval_accuracy_own_rank", clients.own_rank_accuracy);
+                }
             }
             if (!groups.empty()) files_->log.set_group_final(groups);
             const Settings& settings = experiment_.settings;

@@ -184,12 +184,12 @@ void RunLog::set_client_final(std::span<const double> eval_loss_base, std::span<
     impl_->file.flush();
 }
 
-void RunLog::set_client_accuracy(std::span<const double> eval_accuracy_final) {
-    if (std::ssize(eval_accuracy_final) != impl_->data.n_clients) {
-        throw bug_error("{} accuracies for {} clients - {} - this is a mistake in hetlora", eval_accuracy_final.size(),
+void RunLog::set_client_column(const std::string& name, std::span<const double> values) {
+    if (std::ssize(values) != impl_->data.n_clients) {
+        throw bug_error("{} values of {} for {} clients - {} - this is a mistake in hetlora", values.size(), name,
                         impl_->data.n_clients, impl_->file.where());
     }
-    RunLogLayout::create_client_accuracy(impl_->file, impl_->data.n_clients).write<double>(0, eval_accuracy_final);
+    RunLogLayout::client_column(impl_->file, name, impl_->data.n_clients).write<double>(0, values);
     impl_->file.flush();
 }
 

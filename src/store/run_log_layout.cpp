@@ -224,10 +224,10 @@ void RunLogLayout::create_groups(hdf5::File& file, std::span<const std::string> 
         make_special(group, "groups", column, ElementType::f64, shape).attach_scale(0, scale);
 }
 
-Dataset RunLogLayout::create_client_accuracy(hdf5::File& file, std::int64_t n_clients) {
+Dataset RunLogLayout::client_column(hdf5::File& file, const std::string& name, std::int64_t n_clients) {
     Group group = file.open_group("clients");
-    if (group.has("eval_accuracy_final")) return group.open_dataset("eval_accuracy_final");
-    Dataset data = make_special(group, "clients", "eval_accuracy_final", ElementType::f64, {.extent = {n_clients}});
+    if (group.has(name)) return group.open_dataset(name);
+    Dataset data = make_special(group, "clients", name, ElementType::f64, {.extent = {n_clients}});
     data.attach_scale(0, group.open_dataset("client"));
     return data;
 }

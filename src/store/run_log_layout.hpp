@@ -39,8 +39,8 @@ struct RunLogLayout {
     static void create_labels(hdf5::File& file, const LabelTable& labels, std::int64_t n_clients);
     /// Adds /groups, with nothing measured. @pre there is none
     static void create_groups(hdf5::File& file, std::span<const std::string> names);
-    /// The column eval_accuracy_final of /clients, made where there is none.
-    static hdf5::Dataset create_client_accuracy(hdf5::File& file, std::int64_t n_clients);
+    /// A column of /clients that only some logs have, made where there is none.
+    static hdf5::Dataset client_column(hdf5::File& file, const std::string& name, std::int64_t n_clients);
 
 private:
     void create_rounds(hdf5::File& file, const RunLogHeader& header);

@@ -289,12 +289,23 @@ def test_clients_accuracy_stands_beside_their_loss_and_record_splits_are_refused
                    "--held-out-fraction", "0.4")  # fmt: skip
     final = {"evaluation": {"clients": "final", "sequences": 20}}
     world["time"] = data
-    finished("run", "--config", config(world, "time", "clients", "accuracy", **final))
+    ranks = {"lora": {"rank_distribution": "list", "rank_list": "2,8", "rank_min": 2, "rank_max": 8}}
+    trained = {"experiment": {"rounds": 3, "clients_per_round": 6},
+               "local": {"steps": 10, "optimizer": "adamw", "learning_rate": 0.02}}  # fmt: skip
+    ini = config(world, "time", "clients", "accuracy", strategy={"prune_gamma": 1.0}, **ranks, **trained, **final)
+    finished("run", "--config", ini)
     with h5py.File(world["folder"] / "clients" / "run.h5") as file:
         loss, accuracy = file["clients/eval_loss_final"][()], file["clients/eval_accuracy_final"][()]
+        own, rank = file["clients/eval_loss_own_rank"][()], file["clients/initial_lora_rank"][()]
     assert np.isfinite(loss).sum() >= 5
     np.testing.assert_array_equal(np.isfinite(loss), np.isfinite(accuracy))
     assert np.nanmin(accuracy) >= 0 and 0 < np.nanmax(accuracy) <= 1
+    # At rank_max the first slots are all slots; clients below it see less.
+    at_most = rank == 8
+    np.testing.assert_array_equal(own[at_most], loss[at_most])
+    assert at_most.any() and (np.isfinite(own) == np.isfinite(loss)).all()
+    lower = np.isfinite(loss) & ~at_most
+    assert lower.any() and (own[lower] != loss[lower]).any()
     final = {"evaluation": {"clients": "final"}}
     done = start("run", "--config", config(world, "label", "refused", "accuracy", **final))
     assert done.returncode == 3 and "split by record" in done.stderr

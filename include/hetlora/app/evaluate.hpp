@@ -38,9 +38,13 @@ struct PersonalSums {
 struct ClientScores {
     std::vector<double> loss;
     std::vector<double> accuracy;  ///< next token
+    /// The same of the first slots of the global adapter at the client's lora_rank and scale. On root only; empty where
+    /// clients keep a factor (their own adapter is what loss and accuracy are of, then) and where nobody asked.
+    std::vector<double> own_rank_loss{};
+    std::vector<double> own_rank_accuracy{};
 };
 /// Of the global adapter, or of each client's own where clients keep a factor (counts on root only, then). Collective.
 [[nodiscard]] ClientScores client_scores(Transport& transport, Experiment& experiment, std::span<const double> global,
-                                         PrivateFactors& private_factors);
+                                         PrivateFactors& private_factors, bool with_own_rank);
 
 }  // namespace hetlora

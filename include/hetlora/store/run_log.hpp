@@ -73,8 +73,9 @@ public:
     /// Fills eval_loss_base and eval_loss_final of /clients, one value per client (NaN where not measured), and
     /// flushes.
     void set_client_final(std::span<const double> eval_loss_base, std::span<const double> eval_loss_final);
-    /// Fills eval_accuracy_final of /clients, which is made where the log has none, and flushes.
-    void set_client_accuracy(std::span<const double> eval_accuracy_final);
+    /// Fills a column of /clients that only some logs have (eval_accuracy_final, ...: run_log_columns.cpp), which is
+    /// made where the log has none, and flushes. @param values one per client, NaN where not measured
+    void set_client_column(const std::string& name, std::span<const double> values);
     /// Fills /groups, which is made where the log has none, and flushes. @pre always the same groups
     void set_group_final(std::span<const GroupRow> rows);
     /// Adds or replaces attributes of /provenance (resumes, end time), and flushes.
