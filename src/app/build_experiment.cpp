@@ -69,21 +69,10 @@ void check_tokenizer(const Settings& settings, const ModelConfig& config, const 
     }
 }
 
+/// @pre the corpus outlives the population
 Population make_population(const Settings& settings, Strategy& strategy, const Corpus& corpus) {
     const std::vector<std::int64_t> lora_ranks = draw_lora_ranks(lora_rank_law(settings), corpus.n_clients());
     fit_to_lora_ranks(strategy, lora_ranks);
-    std::vector<RegisteredClient> clients(lora_ranks.size());
-    for (std::size_t k = 0; k < clients.size(); ++k)
-        clients[k].lora_rank = clients[k].initial_lora_rank = lora_ranks[k];
-    for (const std::int32_t id : corpus.eligible()) {
-        RegisteredClient& client = clients[static_cast<std::size_t>(id)];
-        client.eligible = true;
-        for (const WindowRef& window : corpus.train_windows(id)) {
-            ++client.n_windows;
-            client.n_loss_tokens += window.n_loss;
-            client.n_rows += window.rows;
-        }
-    }
     const auto eligible = std::ssize(corpus.eligible());
     if (settings.experiment.clients_per_round > eligible) {
         throw usage_error(
@@ -92,7 +81,15 @@ Population make_population(const Settings& settings, Strategy& strategy, const C
             "the two",
             settings.experiment.clients_per_round, eligible, corpus.n_clients(), settings.data.min_windows);
     }
-    return Population(std::move(clients));
+    return {lora_ranks, corpus.eligible(), [&corpus](std::int64_t client) {
+                ClientData data;
+                for (const WindowRef& window : corpus.train_windows(client)) {
+                    ++data.n_windows;
+                    data.n_loss_tokens += window.n_loss;
+                    data.n_rows += window.rows;
+                }
+                return data;
+            }};
 }
 
 /// After the model: a wrong model or data file is told before Python has been started.
@@ -129,12 +126,16 @@ std::string describe_partition(const Settings& settings) {
 }  // namespace
 
 std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
+    std::vector<std::string> names = corpus.client_names({0, corpus.n_clients()});
+    const std::vector<ClientSize> sizes = corpus.client_sizes();
+    const std::vector<std::int64_t> loss_tokens = corpus.client_loss_tokens();
     std::vector<ClientRow> rows;
-    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
-        rows.push_back({.name = corpus.client_name(k),
-                        .n_train_sequences = corpus.client_size(k).n_train_sequences,
-                        .n_train_tokens = population.at(k).n_loss_tokens,
-                        .initial_lora_rank = population.at(k).initial_lora_rank});
+    rows.reserve(names.size());
+    for (std::size_t k = 0; k < names.size(); ++k) {
+        rows.push_back({.name = std::move(names[k]),
+                        .n_train_sequences = sizes[k].n_train_sequences,
+                        .n_train_tokens = loss_tokens[k],
+                        .initial_lora_rank = population.initial_lora_rank(static_cast<std::int64_t>(k))});
     }
     return rows;
 }
@@ -216,8 +217,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     std::map<std::int64_t, std::int64_t> histogram;
     double rank_sum = 0.0;
     for (const std::int64_t client : population.eligible()) {
-        ++histogram[population.at(client).lora_rank];
-        rank_sum += static_cast<double>(population.at(client).lora_rank);
+        ++histogram[population.lora_rank(client)];
+        rank_sum += static_cast<double>(population.lora_rank(client));
     }
     std::string ranks;
     for (const auto& [lora_rank, count] : histogram) {
