@@ -152,7 +152,11 @@ def main() -> int:
     parser.add_argument("--keep", metavar="DIR", help="keep (and find again) the data in this folder")
     parser.add_argument("--program", default=str(ROOT / "build/hetlora"))
     parser.add_argument("--verbs", default="check", help="other verbs to time, e.g. check,plan,info")
+    parser.add_argument("--write", metavar="FILE", help="only write the data of the first of --clients")
     arguments = parser.parse_args()
+    if arguments.write:
+        write_corpus(Path(arguments.write), int(arguments.clients.split(",")[0]), arguments.tokens)
+        return 0
     print(
         f"{'clients':>9} {'ranks':>5} {'start s':>8} {'round s':>8} {'outside training s':>18} {'peak MiB':>9}  log MiB"
     )
@@ -160,7 +164,9 @@ def main() -> int:
         for clients in map(int, arguments.clients.split(",")):
             data = Path(arguments.keep or scratch) / f"big-{clients}.h5"
             if not data.exists():
-                write_corpus(data, clients, arguments.tokens)
+                # In a process of its own: what a parent held counts in the largest memory of its children.
+                words = ["--write", str(data), "--clients", str(clients), "--tokens", str(arguments.tokens)]
+                subprocess.run([sys.executable, __file__, *words], check=True)
                 first, _ = start(Case(Path(arguments.program), data, 1), "check", Path(scratch))
                 print(f"{clients:9,} first start (check): {first:.1f} s", flush=True)
             for verb in filter(None, arguments.verbs.split(",")):

@@ -5,6 +5,7 @@
 #include <map>
 #include <numeric>
 
+#include "hetlora/app/client_table.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/peft_adapter.hpp"
@@ -126,17 +127,9 @@ std::string describe_partition(const Settings& settings) {
 }  // namespace
 
 std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
-    std::vector<std::string> names = corpus.client_names({0, corpus.n_clients()});
-    const std::vector<ClientSize> sizes = corpus.client_sizes();
-    const std::vector<std::int64_t> loss_tokens = corpus.client_loss_tokens();
+    const auto row_of = client_table(corpus, population);
     std::vector<ClientRow> rows;
-    rows.reserve(names.size());
-    for (std::size_t k = 0; k < names.size(); ++k) {
-        rows.push_back({.name = std::move(names[k]),
-                        .n_train_sequences = sizes[k].n_train_sequences,
-                        .n_train_tokens = loss_tokens[k],
-                        .initial_lora_rank = population.initial_lora_rank(static_cast<std::int64_t>(k))});
-    }
+    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) rows.push_back(row_of(k));
     return rows;
 }
 

@@ -1,6 +1,7 @@
 #include "hetlora/app/run_files.hpp"
 
 #include "hetlora/app/build_info.hpp"
+#include "hetlora/app/client_table.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/hub_cache.hpp"
@@ -47,7 +48,8 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
             {"test_loss", "nat", "eval_loss on the test part, where it was measured (evaluation.test)"},
             {"test_perplexity", "1", "exp(eval_test_loss)"}};
     }
-    header.clients = client_rows(*experiment.corpus, *experiment.population);
+    header.client_of = client_table(*experiment.corpus, *experiment.population);
+    header.n_clients = experiment.corpus->n_clients();
     header.labels = label_table(*experiment.corpus);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");
