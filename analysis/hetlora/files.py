@@ -37,6 +37,24 @@ def sha256_of_all(paths: list[Path]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
+SMALLEST_STORED_HASH = 64 << 20
+
+
+def store_sha256(path: Path) -> None:
+    """Write PATH.sha256 for a large file, so that no start of the program has to hash it.
+
+    The format is that of include/hetlora/base/stored_hash.hpp, which says when it is believed. One that somebody else
+    wrote is left alone.
+    """
+    beside = path.with_name(path.name + ".sha256")
+    found = path.stat()
+    if found.st_size < SMALLEST_STORED_HASH or (beside.is_file() and "\n# size " not in beside.read_text()):
+        return
+    with atomic_file(beside) as temporary:
+        stamp = f"# size {found.st_size} mtime_ns {found.st_mtime_ns}"
+        temporary.write_text(f"{sha256_of(path)}  {path.name}\n{stamp}\n")
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line without its end) of a plain or .xz file; InputError if it cannot be unpacked."""
     opener = lzma.open if path.suffix == ".xz" else open

@@ -13,9 +13,9 @@ source "${BASH_SOURCE[0]%/*}/common.sh"
 # In the order in which they are reported. Not probed, as the build works without: ccache, git, python3-dev.
 packages=(build-essential cmake ninja-build ccache libopenmpi-dev openmpi-bin libhdf5-dev libboost-program-options-dev
     libfmt-dev libgtest-dev libssl-dev nlohmann-json3-dev python3-venv python3-dev git)
-# CI tests the jobs on a Slurm of its own (tests/slurm) and looks at the report's page in a browser. Nobody else's machine
-# gets them.
-[ "${CI:-}" != true ] || packages+=(slurm-wlm munge chromium)
+# CI tests the jobs on a Slurm of its own (tests/slurm), looks at the report's page in a browser, and builds with another
+# MPI (beside Open MPI, which stays the default). Nobody else's machine gets them.
+[ "${CI:-}" != true ] || packages+=(slurm-wlm munge chromium mpich libmpich-dev)
 
 # --- what dpkg knows ------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <numeric>
 
+#include "hetlora/app/client_table.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/peft_adapter.hpp"
@@ -69,21 +70,10 @@ void check_tokenizer(const Settings& settings, const ModelConfig& config, const 
     }
 }
 
+/// @pre the corpus outlives the population
 Population make_population(const Settings& settings, Strategy& strategy, const Corpus& corpus) {
     const std::vector<std::int64_t> lora_ranks = draw_lora_ranks(lora_rank_law(settings), corpus.n_clients());
     fit_to_lora_ranks(strategy, lora_ranks);
-    std::vector<RegisteredClient> clients(lora_ranks.size());
-    for (std::size_t k = 0; k < clients.size(); ++k)
-        clients[k].lora_rank = clients[k].initial_lora_rank = lora_ranks[k];
-    for (const std::int32_t id : corpus.eligible()) {
-        RegisteredClient& client = clients[static_cast<std::size_t>(id)];
-        client.eligible = true;
-        for (const WindowRef& window : corpus.train_windows(id)) {
-            ++client.n_windows;
-            client.n_loss_tokens += window.n_loss;
-            client.n_rows += window.rows;
-        }
-    }
     const auto eligible = std::ssize(corpus.eligible());
     if (settings.experiment.clients_per_round > eligible) {
         throw usage_error(
@@ -92,7 +82,15 @@ Population make_population(const Settings& settings, Strategy& strategy, const C
             "the two",
             settings.experiment.clients_per_round, eligible, corpus.n_clients(), settings.data.min_windows);
     }
-    return Population(std::move(clients));
+    return {lora_ranks, corpus.eligible(), [&corpus](std::int64_t client) {
+                ClientData data;
+                for (const WindowRef& window : corpus.train_windows(client)) {
+                    ++data.n_windows;
+                    data.n_loss_tokens += window.n_loss;
+                    data.n_rows += window.rows;
+                }
+                return data;
+            }};
 }
 
 /// After the model: a wrong model or data file is told before Python has been started.
@@ -177,13 +175,9 @@ std::string describe_partition(const Settings& settings) {
 }  // namespace
 
 std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
+    const auto row_of = client_table(corpus, population);
     std::vector<ClientRow> rows;
-    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) {
-        rows.push_back({.name = corpus.client_name(k),
-                        .n_train_sequences = corpus.client_size(k).n_train_sequences,
-                        .n_train_tokens = population.at(k).n_loss_tokens,
-                        .initial_lora_rank = population.at(k).initial_lora_rank});
-    }
+    for (std::int64_t k = 0; k < corpus.n_clients(); ++k) rows.push_back(row_of(k));
     return rows;
 }
 
@@ -266,8 +260,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     std::map<std::int64_t, std::int64_t> histogram;
     double rank_sum = 0.0;
     for (const std::int64_t client : population.eligible()) {
-        ++histogram[population.at(client).lora_rank];
-        rank_sum += static_cast<double>(population.at(client).lora_rank);
+        ++histogram[population.lora_rank(client)];
+        rank_sum += static_cast<double>(population.lora_rank(client));
     }
     std::string ranks;
     for (const auto& [lora_rank, count] : histogram) {

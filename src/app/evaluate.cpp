@@ -61,7 +61,7 @@ std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experi
             auto windows = experiment.corpus->client_evaluation_windows(clients[i], part_of(wanted.part));
             if (windows.empty()) continue;
             if (std::ssize(windows) > share) windows.resize(static_cast<std::size_t>(share));
-            const std::int64_t lora_rank = experiment.population->at(clients[i]).lora_rank;
+            const std::int64_t lora_rank = experiment.population->lora_rank(clients[i]);
             std::vector<double> own(static_cast<std::size_t>(experiment.layout.parameters(lora_rank)));
             resize_adapter<double>(experiment.layout, global, settings.lora.rank_max, own, lora_rank);
             put_private_factors(experiment.layout, *experiment.population, clients[i], wanted.private_factors, own);

@@ -218,8 +218,14 @@ void start_plan_under_mpirun(const CommandLine& command, const std::vector<std::
     const std::int64_t ranks = std::min(command.mpi_ranks.value_or(1), usable_cores());
     if (ranks < 2) return;
     const std::string count = std::to_string(ranks);
-    std::vector<std::string> all{
-        "mpirun", "-n", count, "--bind-to", "none", "--oversubscribe", std::filesystem::read_symlink("/proc/self/exe")};
+    // By variables, not by options of Open MPI's mpirun: those of other MPI libraries do not know them.
+    for (const auto& [name, value] : {std::pair{"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+                                      {"OMPI_MCA_hwloc_base_binding_policy", "none"},
+                                      {"PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"},
+                                      {"PRTE_MCA_hwloc_default_binding_policy", "none"}}) {
+        setenv(name, value, 0);
+    }
+    std::vector<std::string> all{"mpirun", "-n", count, std::filesystem::read_symlink("/proc/self/exe")};
     all.insert(all.end(), words.begin(), words.end());
     std::vector<char*> arguments;
     for (auto& word : all) arguments.push_back(word.data());

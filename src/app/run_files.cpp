@@ -1,6 +1,7 @@
 #include "hetlora/app/run_files.hpp"
 
 #include "hetlora/app/build_info.hpp"
+#include "hetlora/app/client_table.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
@@ -44,7 +45,8 @@ RunLogHeader log_header(const Experiment& experiment, const Transport& transport
         for (const AdaptedMatrix& matrix : experiment.layout.matrices) header.layers.push_back(matrix.name);
     }
     header.extra_metrics = extra_metrics(experiment.settings);
-    header.clients = client_rows(*experiment.corpus, *experiment.population);
+    header.client_of = client_table(*experiment.corpus, *experiment.population);
+    header.n_clients = experiment.corpus->n_clients();
     header.labels = label_table(*experiment.corpus);
     header.provenance = machine_provenance(transport, experiment.engine->weights().options().device());
     header.provenance.texts["placement"] = join(experiment.placement, "\n");

@@ -122,8 +122,8 @@ std::string closing_table(const Experiment& experiment, const RoundRow& first, c
     double rank_before = 0.0;
     double rank_after = 0.0;
     for (const std::int64_t client : experiment.population->eligible()) {
-        rank_before += static_cast<double>(experiment.population->at(client).initial_lora_rank);
-        rank_after += static_cast<double>(experiment.population->at(client).lora_rank);
+        rank_before += static_cast<double>(experiment.population->initial_lora_rank(client));
+        rank_after += static_cast<double>(experiment.population->lora_rank(client));
     }
     const auto n = static_cast<double>(experiment.population->eligible().size());
     std::string more;

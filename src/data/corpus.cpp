@@ -11,8 +11,9 @@ namespace hetlora {
 namespace {
 
 constexpr std::int64_t index_block = 1 << 16;         // sequences whose index entries are in memory at once
+constexpr std::ptrdiff_t evaluation_block = 1 << 12;  // sequences whose evaluation windows are listed at once
 constexpr std::int64_t mask_block_bytes = 4 << 20;    // masks in memory at once (one longer sequence is read whole)
-constexpr std::int64_t mask_gap_bytes = 64 << 10;     // a gap up to this size is read over instead of around
+constexpr std::int64_t mask_gap_bytes = 16 << 10;     // a gap up to this size is read over instead of around
 constexpr std::size_t max_cached_windows = 1U << 20;  // 16 MiB
 
 void check_options(const CorpusOptions& options) {
@@ -52,8 +53,15 @@ void Corpus::check_client(std::int64_t client) const {
 
 std::string Corpus::client_name(std::int64_t client) const {
     check_client(client);
-    if (options_.partition == PartitionKind::natural) return file_.client_name(client);
-    return fmt::format("{}-{:06}", partition_name(options_.partition), client);
+    return client_names({client, client + 1}).front();
+}
+
+std::vector<std::string> Corpus::client_names(IndexRange clients) const {
+    if (options_.partition == PartitionKind::natural) return file_.client_names(clients);
+    std::vector<std::string> names;
+    for (std::int64_t client = clients.begin; client < clients.end; ++client)
+        names.push_back(fmt::format("{}-{:06}", partition_name(options_.partition), client));
+    return names;
 }
 
 template <typename Visit>
@@ -64,6 +72,14 @@ void Corpus::for_each_sequence(Visit visit) const {
         for (std::size_t i = 0; i < infos.size(); ++i)
             visit(static_cast<std::int32_t>(begin + static_cast<std::int64_t>(i)), infos[i]);
     }
+}
+
+template <typename Visit>
+void Corpus::for_each_evaluation_sequence(Part part, Visit visit) const {
+    for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
+        if (info.part != part || !file_.held_out(info.client)) return;
+        visit(sequence, info);
+    });
 }
 
 template <typename Visit>
@@ -125,6 +141,7 @@ std::vector<std::int32_t> Corpus::owners(Part part) const {
 }
 
 bool Corpus::has_loss(const SequenceInfo& info) const {
+    if (info.n_loss >= 0) return info.n_loss > 0;                                  // checked by windows_of
     if (info.prompt_length >= 1 && info.prompt_length < info.length) return true;  // checked by windows_of
     const auto mask = file_.read_mask({info.offset + 1, info.offset + info.length});
     return std::ranges::find(mask, 1) != mask.end();
@@ -160,6 +177,45 @@ std::vector<std::int64_t> Corpus::count_train_windows() const {
     });
     count_block();
     return counts;
+}
+
+std::vector<std::int64_t> Corpus::client_loss_tokens() const {
+    const auto limit = options_.max_windows_per_client;
+    std::vector<std::int64_t> tokens(static_cast<std::size_t>(n_clients()), 0);
+    std::vector<std::int64_t> windows(limit > 0 ? tokens.size() : 0, 0);  // so far; sequences come in rising order
+    std::vector<std::uint8_t> takes_part(tokens.size(), 0);
+    for (const std::int32_t client : eligible_) takes_part[static_cast<std::size_t>(client)] = 1;
+    const auto owner = owners();
+    const auto owner_of = [&](std::int32_t sequence, const SequenceInfo& info) {
+        return static_cast<std::size_t>(owner.empty() ? info.client : owner[static_cast<std::size_t>(sequence)]);
+    };
+    std::vector<IndexedSequence> block;
+    const auto count_block = [&] {
+        for_each_mask(block, [&](const IndexedSequence& s, std::span<const std::uint8_t> mask) {
+            const std::size_t client = owner_of(s.sequence, s.info);
+            if (limit == 0) {
+                tokens[client] += std::ranges::count(mask.subspan(1), std::uint8_t{1});
+                return;
+            }
+            for (const Window& window : list_windows(mask, shape_)) {
+                if (windows[client]++ < limit) tokens[client] += window.n_loss;
+            }
+        });
+        block.clear();
+    };
+    for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
+        if (info.part != Part::train || (!owner.empty() && owner[static_cast<std::size_t>(sequence)] < 0)) return;
+        const std::size_t client = owner_of(sequence, info);
+        if (takes_part[client] == 0) return;
+        if (limit == 0 && info.n_loss >= 0) {
+            tokens[client] += info.n_loss;
+            return;
+        }
+        block.push_back({.sequence = sequence, .info = info});
+        if (static_cast<std::int64_t>(block.size()) == index_block) count_block();
+    });
+    count_block();
+    return tokens;
 }
 
 void Corpus::find_eligible() {
@@ -227,8 +283,16 @@ std::vector<WindowRef> Corpus::windows_of(const std::vector<IndexedSequence>& se
                 "the file was not written by `hetlora prepare`; prepare it again",
                 prompt, file_.path().string(), s.sequence);
         }
+        std::int64_t n_loss = 0;
         for (const Window& w : list_windows(mask, shape_)) {
             refs.push_back({.sequence = s.sequence, .window = w.window, .rows = w.rows, .n_loss = w.n_loss});
+            n_loss += w.n_loss;
+        }
+        if (s.info.n_loss >= 0 && s.info.n_loss != n_loss) {
+            throw input_error(
+                "n_loss is {}, but the mask has {} loss tokens - {}:/sequences/n_loss, sequence {} - the file is "
+                "damaged or was not written by `hetlora prepare`; prepare it again",
+                s.info.n_loss, n_loss, file_.path().string(), s.sequence);
         }
     });
     return refs;
@@ -260,36 +324,37 @@ std::int64_t Corpus::n_train_windows(std::int64_t client) const {
 
 std::vector<WindowRef> Corpus::evaluation_windows(Part part, std::int64_t n, std::uint64_t seed) const {
     if (part == Part::train) throw usage_error("evaluation on the training part - evaluation.part - use valid or test");
-    std::vector<IndexedSequence> sequences;
-    for (std::int64_t client = 0; client < file_.n_clients(); ++client) {
-        if (!file_.held_out(client)) continue;
-        const IndexRange range = file_.sequences_of(client);
-        const auto infos = file_.sequences(range);
-        for (std::size_t i = 0; i < infos.size(); ++i) {
-            if (infos[i].part != part) continue;
-            sequences.push_back(
-                {.sequence = static_cast<std::int32_t>(range.begin + static_cast<std::int64_t>(i)), .info = infos[i]});
-        }
-    }
-    auto refs = windows_of(sequences);
-    if (n <= 0 || n >= static_cast<std::int64_t>(refs.size())) return refs;
-
     struct Keyed {
         std::uint64_t key;
-        std::size_t index;
+        WindowRef ref;
     };
-    std::vector<Keyed> keyed(refs.size());
-    for (std::size_t i = 0; i < refs.size(); ++i) {
-        keyed[i] = {hash_seed(seed, Purpose::evaluation_subset, refs[i].sequence, refs[i].window), i};
-    }
-    std::ranges::sort(
-        keyed, [](const Keyed& a, const Keyed& b) { return a.key != b.key ? a.key < b.key : a.index < b.index; });
-    keyed.resize(static_cast<std::size_t>(n));
-    std::ranges::sort(keyed, {}, &Keyed::index);
-    std::vector<WindowRef> chosen;
-    chosen.reserve(keyed.size());
-    for (const Keyed& k : keyed) chosen.push_back(refs[k.index]);
-    return chosen;
+    const auto by_place = [](const Keyed& k) { return std::pair(k.ref.sequence, k.ref.window); };
+    const auto by_key = [&](const Keyed& a, const Keyed& b) {
+        return a.key != b.key ? a.key < b.key : by_place(a) < by_place(b);
+    };
+    std::vector<Keyed> chosen;
+    const auto keep_smallest = [&] {  // with 0 < n, more than n are in memory only until the next call
+        if (n <= 0 || std::ssize(chosen) <= n) return;
+        std::ranges::nth_element(chosen, chosen.begin() + n, by_key);
+        chosen.resize(static_cast<std::size_t>(n));
+    };
+    std::vector<IndexedSequence> block;
+    const auto choose_from_block = [&] {
+        for (const WindowRef& ref : windows_of(block))
+            chosen.push_back({hash_seed(seed, Purpose::evaluation_subset, ref.sequence, ref.window), ref});
+        block.clear();
+        keep_smallest();
+    };
+    for_each_evaluation_sequence(part, [&](std::int32_t sequence, const SequenceInfo& info) {
+        block.push_back({.sequence = sequence, .info = info});
+        if (std::ssize(block) == evaluation_block) choose_from_block();
+    });
+    choose_from_block();
+    std::ranges::sort(chosen, {}, by_place);
+    std::vector<WindowRef> refs;
+    refs.reserve(chosen.size());
+    for (const Keyed& k : chosen) refs.push_back(k.ref);
+    return refs;
 }
 
 std::vector<WindowRef> Corpus::client_evaluation_windows(std::int64_t client, Part part) const {
@@ -309,29 +374,31 @@ void Corpus::check_no_leakage() const {
         return bug_error("sequence {}: {} - data {}, partition {} - do not trust this experiment; report this",
                          sequence, what, file_.path().string(), partition_name(options_.partition));
     };
-    for (std::int64_t client = 0; client < n_clients(); ++client) {
-        for (const IndexedSequence& s : sequences_of(client, Part::train)) {
-            auto& used = use[static_cast<std::size_t>(s.sequence)];
-            if (used != unused) throw leak(s.sequence, "two clients train on it");
-            if (s.info.part != Part::train)
-                throw leak(s.sequence, fmt::format("training data of part {}", part_name(s.info.part)));
-            if (file_.held_out(s.info.client)) throw leak(s.sequence, "its person is held out and trains");
+    for (std::int64_t client = 0; !deals_.empty() && client < n_clients(); ++client) {
+        for (const std::int32_t s : deals_[static_cast<std::size_t>(Part::train)].of(client)) {
+            auto& used = use[static_cast<std::size_t>(s)];
+            if (used != unused) throw leak(s, "two clients train on it");
             used = trained;
         }
     }
+    for_each_sequence([&](std::int32_t s, const SequenceInfo& info) {
+        auto& used = use[static_cast<std::size_t>(s)];
+        // Whose it is in a natural partition is one number in the index: it cannot be two clients'.
+        if (deals_.empty() && info.part == Part::train) used = trained;
+        if (used != trained) return;
+        if (info.part != Part::train) throw leak(s, fmt::format("training data of part {}", part_name(info.part)));
+        if (file_.held_out(info.client)) throw leak(s, "its person is held out and trains");
+    });
     for (const Part part : {Part::valid, Part::test}) {
-        for (const WindowRef& ref : evaluation_windows(part)) {
-            auto& used = use[static_cast<std::size_t>(ref.sequence)];
-            const SequenceInfo info = file_.sequence(ref.sequence);
-            if (used == trained || info.part != part) throw leak(ref.sequence, "it is both trained and evaluated on");
-            if (!file_.held_out(info.client))
-                throw leak(ref.sequence, "the global evaluation uses a person who is not held out");
+        for_each_evaluation_sequence(part, [&](std::int32_t s, const SequenceInfo& info) {
+            auto& used = use[static_cast<std::size_t>(s)];
+            if (used == trained || info.part != part) throw leak(s, "it is both trained and evaluated on");
+            if (!file_.held_out(info.client)) throw leak(s, "the global evaluation uses a person who is not held out");
             used = evaluated;
-        }
-        for (std::int64_t client = 0; client < n_clients(); ++client) {
-            for (const IndexedSequence& s : sequences_of(client, part)) {
-                if (use[static_cast<std::size_t>(s.sequence)] == trained)
-                    throw leak(s.sequence, "it is both trained and evaluated on");
+        });
+        for (std::int64_t client = 0; !deals_.empty() && client < n_clients(); ++client) {
+            for (const std::int32_t s : deals_[static_cast<std::size_t>(part)].of(client)) {
+                if (use[static_cast<std::size_t>(s)] == trained) throw leak(s, "it is both trained and evaluated on");
             }
         }
     }

@@ -261,7 +261,7 @@ void put_private_factors(const AdapterLayout& layout, const Population& populati
                          PrivateFactors& private_factors, std::span<double> adapter) {
     const std::int64_t stored = population.private_round(client);
     if (stored == 0) return;
-    const std::int64_t lora_rank = population.at(client).lora_rank;
+    const std::int64_t lora_rank = population.lora_rank(client);
     const std::vector<double> own = private_factors.load(client, stored);
     if (own.size() != b_values(layout, lora_rank)) {
         throw input_error(

@@ -17,17 +17,17 @@ std::int64_t width_of(std::int64_t lora_rank) { return (lora_rank + 7) / 8 * 8; 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::vector<std::int64_t> sample_cohort(std::int64_t round, const Population& population, const PlanOptions& options) {
-    std::vector<std::int64_t> clients = population.eligible();
-    const std::int64_t wanted = options.clients_per_round == 0 ? std::ssize(clients) : options.clients_per_round;
-    if (clients.empty()) {
+    const std::vector<std::int32_t>& eligible = population.eligible();
+    const std::int64_t wanted = options.clients_per_round == 0 ? std::ssize(eligible) : options.clients_per_round;
+    if (eligible.empty()) {
         throw input_error("none of the {} clients can train - lower data.min_windows or check the data's training part",
                           population.size());
     }
-    if (wanted > std::ssize(clients)) {
+    if (wanted > std::ssize(eligible)) {
         throw usage_error(
             "experiment.clients_per_round = {} but only {} of {} clients can train - lower it (0 = all), or lower "
             "data.min_windows",
-            wanted, clients.size(), population.size());
+            wanted, eligible.size(), population.size());
     }
     struct Ticket {
         std::uint64_t hash;
@@ -36,14 +36,22 @@ std::vector<std::int64_t> sample_cohort(std::int64_t round, const Population& po
             return hash != other.hash ? hash < other.hash : client < other.client;
         }
     };
+    // The `wanted` smallest tickets, in a heap with the largest on top: memory for the cohort, not for everybody.
     std::vector<Ticket> tickets;
-    tickets.reserve(clients.size());
-    for (const auto client : clients) {
-        tickets.push_back({hash_seed(options.seed_sampling, Purpose::sampling, round, client), client});
+    tickets.reserve(static_cast<std::size_t>(wanted));
+    for (const std::int64_t client : eligible) {
+        const Ticket ticket{hash_seed(options.seed_sampling, Purpose::sampling, round, client), client};
+        if (std::ssize(tickets) == wanted) {
+            if (!(ticket < tickets.front())) continue;
+            std::ranges::pop_heap(tickets, std::less<>{});
+            tickets.pop_back();
+        }
+        tickets.push_back(ticket);
+        std::ranges::push_heap(tickets, std::less<>{});
     }
-    std::ranges::nth_element(tickets, tickets.begin() + (wanted - 1), std::less<>{});
-    clients.clear();
-    for (std::int64_t i = 0; i < wanted; ++i) clients.push_back(tickets[static_cast<std::size_t>(i)].client);
+    std::vector<std::int64_t> clients;
+    clients.reserve(tickets.size());
+    for (const Ticket& ticket : tickets) clients.push_back(ticket.client);
     std::ranges::sort(clients);
     return clients;
 }

@@ -196,7 +196,9 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerSt
     RoundOutcome outcome;
     PlanOptions plan_options = context.plan;
     plan_options.lora_rank_cap = lora_rank_cap(strategy, round, context.settings.experiment.rounds);
-    outcome.plan = make_round_plan(round, context.population, plan_options);
+    // Planning looks at the data of the cohort, which may be damaged or out of reach.
+    agree(transport, fmt::format("planning round {}", round),
+          [&] { outcome.plan = make_round_plan(round, context.population, plan_options); });
     outcome.learning_rate = local_options(context, round).learning_rate;
     Stopwatch watch;
     broadcast_adapter(transport, state.global, context.settings.model.precision);

@@ -3,7 +3,7 @@
 
 #include "hdf5_corpus_pieces.hpp"
 #include "hetlora/base/error.hpp"
-#include "hetlora/base/sha256.hpp"
+#include "hetlora/base/stored_hash.hpp"
 #include "hetlora/store/corpus_file.hpp"
 #include "hetlora/store/hdf5_handle.hpp"
 
@@ -38,7 +38,8 @@ struct CorpusFile::Impl {
     std::int64_t n_tokens = 0;
     hdf5::Dataset ids, mask;
     hdf5::Dataset offset, client, part, label, prompt_length;
-    hdf5::Dataset group;  ///< empty where the data has no groups
+    hdf5::Dataset group;   ///< empty where the data has no groups
+    hdf5::Dataset n_loss;  ///< empty where the file was written before there was one
     hdf5::Dataset client_name;
     std::vector<std::int64_t> client_offset;  ///< [n_clients + 1]
     std::vector<std::uint8_t> held_out;       ///< [n_clients]
@@ -72,6 +73,7 @@ struct CorpusFile::Impl {
         label = open_array(sequences, "label", i32, n_sequences);
         prompt_length = open_array(sequences, "prompt_length", i32, n_sequences);
         if (sequences.has("group")) group = open_array(sequences, "group", i32, n_sequences);
+        if (sequences.has("n_loss")) n_loss = open_array(sequences, "n_loss", i32, n_sequences);
         const hdf5::Group clients = file.open_group("clients");
         const hdf5::Dataset held = open_array(clients, "held_out", u8, -1);
         held_out = held.read_all<std::uint8_t>();
@@ -144,6 +146,8 @@ struct CorpusFile::Impl {
         if (entry.prompt_length < 0 || entry.prompt_length > entry.length) {
             throw wrong(fmt::format("prompt_length {} of a sequence of {} tokens", entry.prompt_length, entry.length));
         }
+        if (n_loss && (entry.n_loss < 0 || entry.n_loss >= entry.length))
+            throw wrong(fmt::format("{} loss tokens of {} tokens", entry.n_loss, entry.length));
     }
 
     void check_range(IndexRange range, std::int64_t size, const char* what) const {
@@ -164,6 +168,8 @@ struct CorpusFile::Impl {
         const auto prompts = read_rows<std::int32_t>(prompt_length, range);
         const auto groups =
             group ? read_rows<std::int32_t>(group, range) : std::vector<std::int32_t>(result.size(), -1);
+        const auto losses =
+            n_loss ? read_rows<std::int32_t>(n_loss, range) : std::vector<std::int32_t>(result.size(), -1);
         for (std::size_t i = 0; i < result.size(); ++i) {
             result[i] = {.offset = offsets[i],
                          .length = offsets[i + 1] - offsets[i],
@@ -171,7 +177,8 @@ struct CorpusFile::Impl {
                          .part = static_cast<Part>(parts[i]),
                          .label = labels[i],
                          .group = groups[i],
-                         .prompt_length = prompts[i]};
+                         .prompt_length = prompts[i],
+                         .n_loss = losses[i]};
         }
         return result;
     }
@@ -207,8 +214,15 @@ const std::vector<std::string>& CorpusFile::group_names() const noexcept { retur
 
 std::string CorpusFile::client_name(std::int64_t client) const {
     impl_->check_range({client, client + 1}, n_clients(), "clients");
-    return read_one_string(impl_->client_name, client);
+    return read_strings(impl_->client_name, {client, client + 1}).front();
 }
+
+std::vector<std::string> CorpusFile::client_names(IndexRange clients) const {
+    impl_->check_range(clients, n_clients(), "clients");
+    return read_strings(impl_->client_name, clients);
+}
+
+bool CorpusFile::has_loss_counts() const noexcept { return static_cast<bool>(impl_->n_loss); }
 
 bool CorpusFile::held_out(std::int64_t client) const {
     impl_->check_range({client, client + 1}, n_clients(), "clients");
@@ -264,6 +278,6 @@ std::string CorpusFile::text_of(std::span<const std::int32_t> ids) const {
     return text;
 }
 
-std::string CorpusFile::sha256() const { return sha256_file(impl_->path); }
+std::string CorpusFile::sha256() const { return stored_sha256(impl_->path); }
 
 }  // namespace hetlora

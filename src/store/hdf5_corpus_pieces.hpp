@@ -144,25 +144,29 @@ inline CorpusAttributes read_attributes(const hdf5::File& file) {
     return result;
 }
 
-/// One fixed-length string of a data set, without reading its neighbours.
-inline std::string read_one_string(const hdf5::Dataset& data, std::int64_t row) {
+/// Fixed-length strings of some rows of a data set, without reading the others.
+inline std::vector<std::string> read_strings(const hdf5::Dataset& data, IndexRange range) {
     using namespace hdf5::internal;
     const Doing reading = Doing::reading;
     const hdf5::Handle type(check(H5Dget_type(data.id()), reading, "read the type", data.where()), close_type);
     if (H5Tis_variable_str(type.id()) > 0)
         throw broken(data.where(), "the strings are of variable length, fixed length is needed");
+    std::vector<std::string> names;
+    if (range.size() == 0) return names;
     const std::size_t bytes = H5Tget_size(type.id());
     const hdf5::Handle space(check(H5Dget_space(data.id()), reading, "read the shape", data.where()), close_space);
-    const hsize_t start = static_cast<hsize_t>(row);
-    const hsize_t one = 1;
-    check(H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, &start, nullptr, &one, nullptr), reading, "select a row",
+    const auto start = static_cast<hsize_t>(range.begin);
+    const auto many = static_cast<hsize_t>(range.size());
+    check(H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, &start, nullptr, &many, nullptr), reading, "select rows",
           data.where());
-    const hdf5::Handle memory(check(H5Screate_simple(1, &one, nullptr), reading, "describe a row", data.where()),
+    const hdf5::Handle memory(check(H5Screate_simple(1, &many, nullptr), reading, "describe rows", data.where()),
                               close_space);
-    std::string text(bytes, '\0');
-    check(H5Dread(data.id(), type.id(), memory.id(), space.id(), H5P_DEFAULT, text.data()), reading, "read a name",
+    std::string table(bytes * many, '\0');
+    check(H5Dread(data.id(), type.id(), memory.id(), space.id(), H5P_DEFAULT, table.data()), reading, "read names",
           data.where());
-    return trim_padding(text.data(), bytes);
+    names.reserve(many);
+    for (std::size_t i = 0; i < many; ++i) names.push_back(trim_padding(table.data() + i * bytes, bytes));
+    return names;
 }
 
 }  // namespace hetlora::corpus_pieces

@@ -77,19 +77,31 @@ Dataset Group::create_dataset(const std::string& name, ElementType type, const D
 }
 
 Dataset Group::create_strings(const std::string& name, std::span<const std::string> values) {
+    return create_strings(name, std::ssize(values),
+                          [&](std::int64_t i) { return values[static_cast<std::size_t>(i)]; });
+}
+
+Dataset Group::create_strings(const std::string& name, std::int64_t count,
+                              const std::function<std::string(std::int64_t)>& value) {
+    constexpr std::int64_t block = 1 << 14;  // values in memory at once
     const std::string place = child(name);
     const std::string action = "create the data set of texts";
     std::size_t width = 1;
-    for (const std::string& value : values) width = std::max(width, value.size());
-    std::string table(width * values.size(), '\0');
-    for (std::size_t i = 0; i < values.size(); ++i) values[i].copy(table.data() + i * width, width);
+    for (std::int64_t i = 0; i < count; ++i) width = std::max(width, value(i).size());
 
     const Handle type = fixed_text_type(width);
-    const Handle space = flat_space(static_cast<std::int64_t>(values.size()), Doing::writing, place);
+    const Handle space = flat_space(count, Doing::writing, place);
     const hid_t made = H5Dcreate2(id(), name.c_str(), type.id(), space.id(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
     Dataset data(Handle(check(made, Doing::writing, action, place), close_dataset), place);
-    if (!values.empty()) {
-        check(H5Dwrite(data.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, table.data()), Doing::writing, action,
+    for (std::int64_t begin = 0; begin < count; begin += block) {
+        const std::int64_t many = std::min(block, count - begin);
+        std::string table(width * static_cast<std::size_t>(many), '\0');
+        for (std::int64_t i = 0; i < many; ++i) {
+            value(begin + i).copy(table.data() + static_cast<std::size_t>(i) * width, width);
+        }
+        const Handle rows = select_rows(data, Doing::writing, begin, many);
+        const Handle memory = flat_space(many, Doing::writing, place);
+        check(H5Dwrite(data.id(), type.id(), memory.id(), rows.id(), H5P_DEFAULT, table.data()), Doing::writing, action,
               place);
     }
     return data;

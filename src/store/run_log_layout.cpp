@@ -14,8 +14,9 @@ using hdf5::Dataset;
 using hdf5::ElementType;
 using hdf5::Group;
 
-constexpr std::int64_t round_chunk = 32;   // 256 bytes per column: small runs stay small
-constexpr std::int64_t event_chunk = 128;  // 1 KiB
+constexpr std::int64_t round_chunk = 32;        // 256 bytes per column: small runs stay small
+constexpr std::int64_t event_chunk = 128;       // 1 KiB
+constexpr std::int64_t client_block = 1 << 14;  // rows of /clients in memory at once
 
 /// Rows of so many fp64 values that make a chunk of about 16 KiB, or one row.
 std::int64_t chunk_for(std::int64_t row_values) {
@@ -82,7 +83,7 @@ std::vector<Dataset> open_table(const Group& group, std::span<const Column<Row>>
 RunLogLayout RunLogLayout::create(hdf5::File& file, const RunLogHeader& header) {
     RunLogLayout layout;
     layout.rank_max = header.rank_max;
-    layout.n_clients = static_cast<std::int64_t>(header.clients.size());
+    layout.n_clients = header.client_of ? header.n_clients : std::ssize(header.clients);
     layout.create_rounds(file, header);
     layout.create_slots(file);
     layout.create_participation(file);
@@ -163,20 +164,23 @@ void RunLogLayout::create_clients(hdf5::File& file, const RunLogHeader& header) 
     group.write_attribute("NX_class", "NXdata");
     group.write_attribute("signal", "initial_lora_rank");
     group.write_attribute("axes", std::vector<std::string>{"client"});
-    const std::size_t many = header.clients.size();
-    Dataset client =
-        make_special(group, "clients", "client", ElementType::i32, {.extent = {static_cast<std::int64_t>(many)}});
-    client.write<std::int64_t>(0, count_from(0, many));
+    const std::int64_t many = header.client_of ? header.n_clients : std::ssize(header.clients);
+    const auto row_of = [&](std::int64_t k) {
+        return header.client_of ? header.client_of(k) : header.clients[static_cast<std::size_t>(k)];
+    };
+    Dataset client = make_special(group, "clients", "client", ElementType::i32, {.extent = {many}});
     client.make_scale("client");
-    std::vector<std::string> names;
-    for (const ClientRow& row : header.clients) names.push_back(row.name);
-    Dataset name = group.create_strings("name", names);
+    Dataset name = group.create_strings("name", many, [&](std::int64_t k) { return row_of(k).name; });
     const SpecialColumn& about = special_column("clients", "name");
     describe(name, about.units, about.long_name);
     name.attach_scale(0, client);
-    std::vector<Dataset> table =
-        make_table(group, client_columns(), {.extent = {static_cast<std::int64_t>(many)}}, &client);
-    put_table<ClientRow>(table, client_columns(), 0, header.clients, false);
+    std::vector<Dataset> table = make_table(group, client_columns(), {.extent = {many}}, &client);
+    for (std::int64_t begin = 0; begin < many; begin += client_block) {
+        std::vector<ClientRow> rows;
+        for (std::int64_t k = begin; k < std::min(begin + client_block, many); ++k) rows.push_back(row_of(k));
+        client.write<std::int64_t>(begin, count_from(begin, rows.size()));
+        put_table<ClientRow>(table, client_columns(), begin, rows, false);
+    }
 }
 
 void RunLogLayout::create_labels(hdf5::File& file, const LabelTable& labels, std::int64_t n_clients) {

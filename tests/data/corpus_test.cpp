@@ -246,6 +246,40 @@ TEST_F(CorpusTest, max_windows_keeps_the_first) {
     EXPECT_EQ(both.eligible().size(), 4U);
 }
 
+TEST_F(CorpusTest, loss_tokens_of_clients_are_those_of_their_windows_with_and_without_counts_in_the_file) {
+    RawCorpus raw = synthetic_corpus({.n_clients = 20, .n_held_out = 3});
+    for (const bool counted : {false, true}) {
+        if (counted) raw.count_losses();
+        for (const PartitionKind kind : {PartitionKind::natural, PartitionKind::iid}) {
+            for (const std::int64_t most : {0, 3}) {
+                CorpusOptions options = small_windows;
+                options.partition = kind;
+                options.partition_clients = 50;
+                options.min_windows = 2;
+                options.max_windows_per_client = most;
+                const Corpus corpus = open(raw, options);
+                std::vector<std::int64_t> expected(static_cast<std::size_t>(corpus.n_clients()), 0);
+                for (const std::int32_t c : corpus.eligible())
+                    expected[static_cast<std::size_t>(c)] = loss_tokens(corpus.train_windows(c));
+                EXPECT_EQ(corpus.client_loss_tokens(), expected);
+                EXPECT_LT(corpus.eligible().size(), expected.size());
+                EXPECT_EQ(corpus.client_names({1, 3}),
+                          (std::vector<std::string>{corpus.client_name(1), corpus.client_name(2)}));
+            }
+        }
+    }
+}
+
+TEST_F(CorpusTest, a_wrong_count_of_loss_tokens_is_noticed) {
+    RawCorpus raw = synthetic_corpus({});
+    raw.count_losses();
+    ++raw.sequence_n_loss[0];
+    const Corpus corpus = open(raw, small_windows);
+    EXPECT_THROW((void)corpus.train_windows(0), Error);
+    raw.sequence_n_loss[0] = 1000;
+    EXPECT_NE(error_of(raw, small_windows, ExitCode::input).find("1000 loss tokens"), std::string::npos);
+}
+
 TEST_F(CorpusTest, clients_without_a_loss_token_never_take_part) {
     RawCorpus raw;
     raw.set_vocabulary(10);

@@ -27,7 +27,7 @@ Population population_of(std::int64_t n) {
                            .n_rows = windows * (20 + client % 50),
                            .eligible = windows > 0});
     }
-    return Population(std::move(clients));
+    return Population(clients);
 }
 
 PlanOptions options() {
@@ -129,6 +129,29 @@ TEST(Plan, too_few_clients_is_a_clear_error) {
         EXPECT_EQ(error.code(), ExitCode::usage);
         EXPECT_NE(std::string(error.what()).find("experiment.clients_per_round = 1000"), std::string::npos);
     }
+}
+
+TEST(Population, only_the_data_of_the_cohort_is_looked_at) {
+    const auto known = population_of(1000);
+    std::set<std::int64_t> looked_at;
+    const std::vector<std::int64_t> ranks = known.lora_ranks();
+    const Population lazy(ranks, known.eligible(), [&](std::int64_t client) {
+        looked_at.insert(client);
+        const RegisteredClient record = known.at(client);
+        return ClientData{
+            .n_windows = record.n_windows, .n_loss_tokens = record.n_loss_tokens, .n_rows = record.n_rows};
+    });
+    EXPECT_TRUE(looked_at.empty());
+    const RoundPlan plan = make_round_plan(5, lazy, options());
+    const RoundPlan same = make_round_plan(5, known, options());
+    std::set<std::int64_t> cohort;
+    for (std::size_t i = 0; i < plan.cohort.size(); ++i) {
+        cohort.insert(plan.cohort[i].client);
+        EXPECT_EQ(plan.cohort[i].client, same.cohort[i].client);
+        EXPECT_EQ(plan.cohort[i].rows_per_step, same.cohort[i].rows_per_step);
+        EXPECT_EQ(plan.cohort[i].lora_rank, same.cohort[i].lora_rank);
+    }
+    EXPECT_EQ(looked_at, cohort);
 }
 
 TEST(Population, ranks_only_shrink) {

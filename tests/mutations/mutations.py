@@ -137,15 +137,8 @@ MUTATIONS = [
     Mutation(
         "global evaluation on training windows",
         CORPUS,
-        "        if (!file_.held_out(client)) continue;\n"
-        "        const IndexRange range = file_.sequences_of(client);\n"
-        "        const auto infos = file_.sequences(range);\n"
-        "        for (std::size_t i = 0; i < infos.size(); ++i) {\n"
-        "            if (infos[i].part != part) continue;\n",
-        "        const IndexRange range = file_.sequences_of(client);\n"
-        "        const auto infos = file_.sequences(range);\n"
-        "        for (std::size_t i = 0; i < infos.size(); ++i) {\n"
-        "            if (infos[i].part != Part::train) continue;\n",
+        "if (info.part != part || !file_.held_out(info.client)) return;",
+        "if (info.part != Part::train) return;",
         ("data_corpus_test",),
     ),
     Mutation(

@@ -52,7 +52,7 @@ def environment(**changes: str) -> dict:
 
 def mpirun(mpi_ranks: int) -> list[str]:
     """The words before the program's own."""
-    return ["mpirun", "-n", str(mpi_ranks), "--oversubscribe"]
+    return ["mpirun", "-n", str(mpi_ranks)]  # more ranks than cores: MPI_ENVIRONMENT
 
 
 def start(*words: object, mpi_ranks: int = 0, env: dict | None = None, cwd: Path | None = None):

@@ -98,10 +98,7 @@ def test_refusals_under_mpirun(good, tmp_path, case):
 def two_commands(first: list, second: list) -> subprocess.CompletedProcess:
     """MPI rank 0 with one command line, MPI rank 1 with another."""
     command = [
-        "mpirun",
-        "--oversubscribe",
-        "-n",
-        "1",
+        *program.mpirun(1),
         program.PROGRAM,
         *first,
         ":",

@@ -85,7 +85,7 @@ check "empty machine: missing packages" "$all_packages" "$(missing_line)"
 check "empty machine: failed probes" "$probed_packages" "$(not_found)"
 
 run_system_step CI=true
-check "CI: missing packages" "$all_packages slurm-wlm munge chromium" "$(missing_line)"
+check "CI: missing packages" "$all_packages slurm-wlm munge chromium mpich libmpich-dev" "$(missing_line)"
 
 new_machine "build-essential cmake libfmt-dev python3-dev"
 run_system_step

@@ -47,6 +47,14 @@ void RawCorpus::add_sequence(int part, const std::vector<std::int32_t>& token_id
     ++client_offset.back();
 }
 
+void RawCorpus::count_losses() {
+    sequence_n_loss.clear();
+    for (std::size_t s = 0; s + 1 < sequence_offset.size(); ++s) {
+        sequence_n_loss.push_back(static_cast<std::int32_t>(
+            std::count(mask.begin() + sequence_offset[s] + 1, mask.begin() + sequence_offset[s + 1], 1)));
+    }
+}
+
 void RawCorpus::set_vocabulary(std::int64_t size) {
     vocab_size = size;
     vocab_bytes.clear();
@@ -130,6 +138,7 @@ void write_corpus(const std::filesystem::path& path, const RawCorpus& corpus,
         array(vocab, "/vocab/bytes", corpus.vocab_bytes);
         array(vocab, "/vocab/offset", corpus.vocab_offset);
         if (!corpus.sequence_group.empty()) array(sequences, "/sequences/group", corpus.sequence_group);
+        if (!corpus.sequence_n_loss.empty()) array(sequences, "/sequences/n_loss", corpus.sequence_n_loss);
         if (!corpus.group_name.empty()) file.create_group("groups").create_strings("name", corpus.group_name);
         if (!corpus.label_name.empty()) file.create_group("labels").create_strings("name", corpus.label_name);
     }

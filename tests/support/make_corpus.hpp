@@ -30,8 +30,9 @@ struct RawCorpus {
     std::vector<std::string> client_name;
     std::vector<std::uint8_t> client_held_out;
     std::vector<std::string> label_name;
-    std::vector<std::int32_t> sequence_group;  ///< not written where it is empty
-    std::vector<std::string> group_name;       ///< not written where it is empty
+    std::vector<std::int32_t> sequence_group;   ///< not written where it is empty
+    std::vector<std::int32_t> sequence_n_loss;  ///< not written where it is empty
+    std::vector<std::string> group_name;        ///< not written where it is empty
     std::vector<std::uint8_t> vocab_bytes;
     std::vector<std::int64_t> vocab_offset{0};
 
@@ -42,6 +43,8 @@ struct RawCorpus {
     /// @pre ids and mask have the same length > 0
     void add_sequence(int part, const std::vector<std::int32_t>& token_ids, const std::vector<std::uint8_t>& loss_mask,
                       int label = -1);
+    /// Fills sequence_n_loss from the masks.
+    void count_losses();
     /// Gives token i the bytes "<i>".
     void set_vocabulary(std::int64_t size);
 };

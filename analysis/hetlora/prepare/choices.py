@@ -48,12 +48,17 @@ def replies(record: Record, responses: list[str], encode) -> list[np.ndarray]:
     return found
 
 
-def check_labels_alike(records: list[Record], encoded: list[Encoded], words: list[np.ndarray], label_id: dict) -> None:
-    """InputError if the reply of a record is not its label's answer, token for token."""
-    for record, pair in zip(records, encoded, strict=True):
-        _, reply = reply_of(record, pair)
-        if not np.array_equal(reply, words[label_id[record.label]]):
-            raise InputError(
-                f"{record.where}: the label {record.label!r} is not written with the same tokens as elsewhere, so that "
-                "one list of answers cannot serve all records; leave --label-choices out, or mend the template"
-            )
+def check_label_alike(record: Record, encoded: Encoded, known: np.ndarray | None) -> np.ndarray:
+    """The tokens of a record's reply. InputError if they are not those `known` of its label."""
+    _, reply = reply_of(record, encoded)
+    if known is not None and not np.array_equal(reply, known):
+        raise unlike(record.label, record.where)
+    return reply
+
+
+def unlike(label: str, where: str) -> InputError:
+    """The error of a label whose reply is not everywhere the same."""
+    return InputError(
+        f"{where}: the label {label!r} is not written with the same tokens as elsewhere, so that one list of answers "
+        "cannot serve all records; leave --label-choices out, or mend the template"
+    )

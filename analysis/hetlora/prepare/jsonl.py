@@ -1,6 +1,11 @@
-"""`prepare jsonl|csv|parquet`: the user's own records, with fields, a template, a length policy and a split."""
+"""`prepare jsonl|csv|parquet`: the user's own records, with fields, a template, a length policy and a split.
+
+The input is read once. A record's text is forgotten as soon as its tokens are on disk (token_spool.py); what stays in
+memory is a row of numbers (own_index.py), from which parts and clients follow, and the order of the file written.
+"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +13,23 @@ import numpy as np
 from hetlora.errors import InputError, UsageError
 from hetlora.files import sha256_of_all
 from hetlora.prepare import splits
+from hetlora.prepare.answers import Answers
 from hetlora.prepare.chat_format import ChatFormat, choose_format
-from hetlora.prepare.choices import check_labels_alike, replies
-from hetlora.prepare.data_file import Client, Prepared, Sequence
+from hetlora.prepare.data_file import Prepared
 from hetlora.prepare.lengths import truncate
+from hetlora.prepare.own_encoding import RecordEncoder
+from hetlora.prepare.own_index import KEPT, TOO_LONG, TRUNCATED, WITHOUT_LOSS, RecordIndex, StoredTokens
 from hetlora.prepare.own_options import FIELDS, apply_mapping, check_fields, label_words, source_files
 from hetlora.prepare.own_records import Record, picker
 from hetlora.prepare.own_splits import Placed, check_labels, place
 from hetlora.prepare.own_statistics import Account
+from hetlora.prepare.stored_clients import StoredClients
 from hetlora.prepare.tables import read_table
 from hetlora.prepare.templates import RecordTemplate, load_template
+from hetlora.prepare.token_spool import TokenSpool
 from hetlora.prepare.tokenizer import TextTokenizer
+
+BATCH_RECORDS, BATCH_CHARACTERS = 2_000, 2_000_000  # what is in memory as text
 
 
 def prepare_jsonl(options, tokenizer: TextTokenizer, chat: ChatFormat) -> Prepared:
@@ -33,36 +44,77 @@ def prepare_jsonl(options, tokenizer: TextTokenizer, chat: ChatFormat) -> Prepar
     elif options.template is not None:
         template = load_template(options.template)
     files = source_files(options)
-    pick = picker(options, words)
-    records = [record for file in files for record in read_table(file, options.verb, pick, options.skip_bad)]
-    if not records:
-        raise InputError(f"{options.files[0]} holds no usable record; check the field names")
-    records = chosen_clients(records, options)
-    placed, rule = place(records, options)
-    placed = check_labels(placed, options.skip_bad)
-    names = label_names(placed, words)
-    groups = sorted({one.record.group for one in placed if one.record.group is not None})
+    spool = TokenSpool(scratch_folder(options.out))
+    encoder = RecordEncoder(tokenizer, chat, template, options.text_field is not None)
+    answers = Answers(spool, encoder, words)
+    index = read_all(files, options, words, (encoder, spool, answers))
+    rows = chosen_clients(index, options)
+    placed, rule = place(index, rows, options)
+    placed = check_labels(index, placed, options.skip_bad)
+    refuse_too_long(index, placed, options)
     account = Account(rule=rule, positions=positions)
-    ways = (tokenizer, chat, template)
-    whole = encode([one.record for one in placed], options, ways)
-    sequences = [fitted(*pair, one, options, account) for pair, one in zip(whole, placed, strict=True)]
-    own = [replies(one.record, one.record.choices, lambda changed: encode(changed, options, ways)) for one in placed]
-    clients = build_clients(placed, sequences, own, options, (names, groups))
-    label_choices = label_answers([one.record for one in placed], whole, options, (names, words, ways))
-    account.count_duplicates(placed)
-    account.count_clients(clients)
+    account.count_records(index, placed)
+    account.count_clients(index, placed)
+    names = label_names(index, placed, words)
+    groups = sorted(used_names(index.groups.names, index.column("group")[placed.rows]))
     return Prepared(
         name=files[0].name.split(".")[0],
         source=", ".join(file.name for file in files),
         source_sha256=sha256_of_all(files),
         license=options.license,
         recipe=recipe(options, template, chat, account),
-        clients=clients,
+        clients=build_clients(index, placed, options, (spool, names, groups)),
         labels=[words[label] for label in names] if words else names,
         groups=groups,
-        label_choices=label_choices,
+        label_choices=answers.of_labels(names) if options.label_choices else [],
         notes=account.lines(),
     )
+
+
+def scratch_folder(out: str) -> Path:
+    """The folder of the file to be written, made if it is not there: the tokens wait on the same disk."""
+    folder = Path(out).expanduser().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write in {folder}: {error.strerror}; choose another place") from error
+    return folder
+
+
+def batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Records in lists of bounded size."""
+    batch: list[Record] = []
+    characters = 0
+    for record in records:
+        batch.append(record)
+        characters += sum(len(words) for _, words in record.turns)
+        if len(batch) == BATCH_RECORDS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def read_all(files: list[Path], options, words: dict[str, str] | None, ways: tuple) -> RecordIndex:
+    """Every record in the index and its tokens in the spool. `ways`: encoder, spool and answers."""
+    encoder, spool, answers = ways
+    index = RecordIndex(files, options.seed)
+    pick = picker(options, words)
+    for file in files:
+        index.begin_file()
+        for batch in batches(read_table(file, options.verb, pick, options.skip_bad)):
+            for record, (tokens, mask) in zip(batch, encoder.encode(batch), strict=True):
+                n = len(tokens)
+                if options.label_choices:
+                    answers.check_label(record, (tokens, mask))
+                choices = answers.keep(record)
+                tokens, mask, state = fitted(tokens, mask, options)
+                stored = 0 if state & (TOO_LONG | WITHOUT_LOSS) else len(tokens)
+                at = spool.append(tokens, mask) if stored else 0
+                index.append(record, StoredTokens(at, n, stored, choices), state)
+    if not len(index):
+        raise InputError(f"{options.files[0]} holds no usable record; check the field names")
+    return index
 
 
 def recipe(options, template: RecordTemplate | None, chat: ChatFormat, account: Account) -> dict:
@@ -103,103 +155,92 @@ def check_positions(options) -> int:
     return positions
 
 
-def chosen_clients(records: list[Record], options) -> list[Record]:
-    """The records of --max-clients clients, chosen by hash."""
+def chosen_clients(index: RecordIndex, options) -> np.ndarray:
+    """Rows of the records of --max-clients clients, chosen by hash."""
+    rows = np.arange(len(index))
     if not options.max_clients:
-        return records
-    clients = sorted(
-        {record.client for record in records}, key=lambda name: splits.unit_hash(options.seed, "max-clients", name)
-    )
-    kept = set(clients[: options.max_clients])
-    return [record for record in records if record.client in kept]
+        return rows
+    names = index.clients.names
+    order = sorted(range(len(names)), key=lambda number: splits.unit_hash(options.seed, "max-clients", names[number]))
+    kept = np.zeros(len(names), dtype=bool)
+    kept[order[: options.max_clients]] = True
+    return rows[kept[index.column("client")]]
 
 
-def label_names(placed: list[Placed], words: dict[str, str] | None) -> list[str]:
+def used_names(names: list[str], numbers: np.ndarray) -> list[str]:
+    """The names that some record has."""
+    return [names[number] for number in np.unique(numbers).tolist() if number >= 0]
+
+
+def label_names(index: RecordIndex, placed: Placed, words: dict[str, str] | None) -> list[str]:
     """The labels in the order of their ids: that of --label-words, else sorted."""
-    found = {one.record.label for one in placed if one.record.label is not None}
+    found = set(used_names(index.labels.names, index.column("label")[placed.rows]))
     return [label for label in words if label in found] if words else sorted(found)
 
 
-def encode(records: list[Record], options, ways: tuple) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, mask) of every record, before the length policy."""
-    tokenizer, chat, template = ways
-    unique: dict[str, None] = {}
-    if template is None:
-        unique = {words: None for record in records for _, words in record.turns}
-    ids = dict(zip(unique, tokenizer.encode(list(unique)), strict=True))
-    bos = np.array([tokenizer.bos_id] if tokenizer.bos_id >= 0 else [], dtype=np.int32)
-    eos = np.array([tokenizer.eos_id] if tokenizer.eos_id >= 0 else [], dtype=np.int32)
-    result = []
-    for record in records:
-        turns = record.turns
-        if template is not None:
-            tokens, mask = template.assemble(record.values, tokenizer)
-        elif options.text_field is not None:
-            tokens = np.concatenate([bos, ids[turns[0][1]], eos])
-            mask = np.ones(len(tokens), dtype=np.uint8)
-            mask[:1] = 0
-        else:
-            system = ids[turns[0][1]] if turns[0][0] == "system" else None
-            spoken = [(role == "assistant", ids[words], True) for role, words in turns if role != "system"]
-            tokens, mask = chat.assemble(spoken, system)
-        result.append((tokens, mask))
-    return result
-
-
-def label_answers(records: list[Record], whole: list[tuple], options, about: tuple) -> list[np.ndarray]:
-    """The tokens of every label's word as a reply; none without --label-choices."""
-    if not options.label_choices:
-        return []
-    names, words, ways = about
-    texts = [words[label] if words else label for label in names]
-    found = replies(records[0], texts, lambda changed: encode(changed, options, ways))
-    check_labels_alike(records, whole, found, {label: i for i, label in enumerate(names)})
-    return found
-
-
-def fitted(tokens: np.ndarray, mask: np.ndarray, one: Placed, options, account: Account) -> tuple | None:
-    """A sequence within --max-length, or None where it is left out."""
-    account.lengths.append(len(tokens))
+def fitted(tokens: np.ndarray, mask: np.ndarray, options) -> tuple[np.ndarray, np.ndarray, int]:
+    """A sequence within --max-length, and what happened to it."""
+    state = KEPT
     limit = options.max_length
     if limit and len(tokens) > limit:
-        if options.length_policy == "error":
-            raise InputError(
-                f"{one.record.where}: {len(tokens)} tokens are more than --max-length {limit}; "
-                "take --length-policy truncate or drop, or a larger length"
-            )
-        if options.length_policy == "drop":
-            account.dropped += 1
-            return None
+        if options.length_policy != "truncate":
+            return tokens, mask, TOO_LONG
         tokens, mask = truncate(tokens, mask, limit, options.truncation_side)
-        account.truncated += 1
-        account.lost_to_truncation += not mask.any()
+        state = TRUNCATED
     if len(tokens) < 2 or not mask.any():  # nothing to predict
-        account.without_loss += 1
-        return None
-    return tokens, mask
+        state |= WITHOUT_LOSS
+    return tokens, mask, state
 
 
-def build_clients(placed: list[Placed], sequences: list, own: list, options, names: tuple) -> list[Client]:
-    """Clients in order of appearance; `own`: the answers of each record.
-
-    InputError for a client that has nothing left, unless --skip-bad.
-    """
-    label_id = {name: i for i, name in enumerate(names[0])}
-    group_id = {name: i for i, name in enumerate(names[1])}
-    clients: dict[str, Client] = {}
-    first: dict[str, str] = {}
-    for one, pair, choices in zip(placed, sequences, own, strict=True):
-        client = clients.setdefault(one.client, Client(one.client, [], one.held_out))
-        first.setdefault(one.client, one.record.where)
-        if pair is not None:
-            label = label_id.get(one.record.label, -1)
-            group = group_id.get(one.record.group, -1)
-            client.sequences.append(Sequence(pair[0], pair[1], one.part, label, group, choices, one.record.answer))
-    empty = [name for name, client in clients.items() if not client.sequences]
-    if empty and not options.skip_bad:
-        more = f" and {len(empty) - 1} more clients" if len(empty) > 1 else ""
+def refuse_too_long(index: RecordIndex, placed: Placed, options) -> None:
+    """InputError for the first record beyond --max-length with --length-policy error."""
+    if options.length_policy != "error":
+        return
+    too_long = placed.rows[(index.column("state")[placed.rows] & TOO_LONG) != 0]
+    if len(too_long):
         raise InputError(
-            f"client {empty[0]!r}{more} would be empty: all records are left out as too long or without a loss token "
-            f"(the first: {first[empty[0]]}); change --length-policy, or leave such clients out with --skip-bad"
+            f"{index.where(too_long[0])}: {index.column('length')[too_long[0]]} tokens are more than --max-length "
+            f"{options.max_length}; take --length-policy truncate or drop, or a larger length"
         )
-    return [client for client in clients.values() if client.sequences]
+
+
+def build_clients(index: RecordIndex, placed: Placed, options, ways: tuple) -> StoredClients:
+    """Clients in order of appearance. InputError for one that has nothing left, unless --skip-bad."""
+    spool, labels, groups = ways
+    numbers, first = np.unique(placed.client, return_index=True)
+    used = index.column("state")[placed.rows] & (TOO_LONG | WITHOUT_LOSS) == 0
+    left = np.isin(numbers, placed.client[used])
+    names = index.clients.names
+    if not left.all() and not options.skip_bad:
+        missing = numbers[~left][np.argsort(first[~left])]
+        more = f" and {len(missing) - 1} more clients" if len(missing) > 1 else ""
+        raise InputError(
+            f"client {names[missing[0]]!r}{more} would be empty: all records are left out as too long or without a "
+            f"loss token (the first: {index.where(placed.rows[first[~left].min()])}); change --length-policy, or leave "
+            "such clients out with --skip-bad"
+        )
+    order = numbers[left][np.argsort(first[left])]
+    place_of = np.zeros(len(names), dtype=np.int64)
+    place_of[order] = np.arange(len(order))
+    placed = placed.only(used)
+    client = place_of[placed.client]
+    sort = np.lexsort((placed.part, client))  # stable: time order stays within a part
+    rows = placed.rows[sort]
+    table = {
+        "place": index.column("place")[rows],
+        "n_tokens": index.column("stored")[rows],
+        "part": placed.part[sort],
+        "label": renumbered(index.labels.names, labels)[index.column("label")[rows]],
+        "group": renumbered(index.groups.names, groups)[index.column("group")[rows]],
+        "answer": index.column("answer")[rows],
+        "choices_place": index.column("choices_place")[rows],
+        "choices_stored": index.column("choices_stored")[rows],
+    }
+    offset = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(order)))])
+    return StoredClients(spool, [(names[c], c in placed.held_out) for c in order.tolist()], table, offset)
+
+
+def renumbered(names: list[str], final: list[str]) -> np.ndarray:
+    """[len(names) + 1]: the place of each name in `final`, and -1 at the end, where -1 (no name) points to."""
+    place_of = {name: i for i, name in enumerate(final)}
+    return np.array([place_of.get(name, -1) for name in names] + [-1], dtype=np.int32)

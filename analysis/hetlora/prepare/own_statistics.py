@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hetlora.prepare.data_file import Client
+from hetlora.prepare.own_index import KEPT, TOO_LONG, TRUNCATED, WITHOUT_LOSS, RecordIndex
 from hetlora.prepare.own_splits import Placed
 from hetlora.prepare.splits import TRAIN
 
@@ -15,35 +15,50 @@ class Account:
 
     rule: str
     positions: int = 0
-    lengths: list[int] = field(default_factory=list)
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     truncated: int = 0
     dropped: int = 0
     without_loss: int = 0
     lost_to_truncation: int = 0
     duplicates: int = 0
     across: int = 0
-    sequences_of_clients: list[int] = field(default_factory=list)
+    sequences_of_clients: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
-    def count_duplicates(self, placed: list[Placed]) -> None:
-        """Records that repeat an earlier one of the same part, and those whose content is in another part, too."""
-        parts: dict[str, set[int]] = {}
-        for one in placed:
-            seen = parts.setdefault(one.record.content, set())
-            self.duplicates += one.part in seen
-            seen.add(one.part)
-        self.across = sum(len(seen) > 1 for seen in parts.values())
+    def count_records(self, index: RecordIndex, placed: Placed) -> None:
+        """Lengths, what the length policy did, and equal records.
 
-    def count_clients(self, clients: list[Client]) -> None:
+        Records are equal if 8 bytes of a hash of their text are: duplicates repeat an earlier one of the same part,
+        and `across` counts contents that are in more than one part.
+        """
+        state = index.column("state")[placed.rows]
+        self.lengths = index.column("length")[placed.rows]
+        self.truncated = int(((state & TRUNCATED) != 0).sum())
+        self.dropped = int(((state & TOO_LONG) != 0).sum())
+        self.without_loss = int(((state & WITHOUT_LOSS) != 0).sum())
+        self.lost_to_truncation = int((state == TRUNCATED | WITHOUT_LOSS).sum())
+        content = index.column("content")[placed.rows]
+        order = np.lexsort((placed.part, content))
+        content, part = content[order], placed.part[order]
+        same_content = content[1:] == content[:-1]
+        same = same_content & (part[1:] == part[:-1])
+        self.duplicates = int(same.sum())
+        # Contents with two parts have one step between parts, those with three have two.
+        steps = content[1:][same_content & ~same]
+        self.across = len(np.unique(steps))
+
+    def count_clients(self, index: RecordIndex, placed: Placed) -> None:
         """Training sequences of every client that trains."""
-        counts = [sum(s.part == TRAIN for s in client.sequences) for client in clients if not client.held_out]
-        self.sequences_of_clients = [count for count in counts if count]
+        used = index.column("state")[placed.rows] & (TOO_LONG | WITHOUT_LOSS) == KEPT
+        trains = used & (placed.part == TRAIN)
+        counts = np.bincount(placed.client[trains])
+        self.sequences_of_clients = counts[counts > 0]
 
     def numbers(self) -> dict[str, int | float]:
         """The counts as they are kept in the file's recipe."""
         n = max(1, len(self.lengths))
         return {
             "records": len(self.lengths),
-            "longest": max(self.lengths, default=0),
+            "longest": int(self.lengths.max(initial=0)),
             "truncated_share": round(self.truncated / n, 6),
             "dropped": self.dropped,
             "without_loss": self.without_loss,
@@ -55,16 +70,16 @@ class Account:
         """The counts as lines for people."""
         n = max(1, len(self.lengths))
         middle, most = (int(np.quantile(self.lengths, q)) for q in (0.5, 0.9))
-        own = np.array(self.sequences_of_clients or [0])
+        own = self.sequences_of_clients if len(self.sequences_of_clients) else np.zeros(1, dtype=np.int64)
         result = [
             f"split: {self.rule}",
             f"training sequences of a client: median {int(np.median(own))}, largest {own.max()}, {len(own)} clients",
-            f"length of a record in tokens: median {middle}, 90 % {most}, largest {max(self.lengths)}",
+            f"length of a record in tokens: median {middle}, 90 % {most}, largest {self.lengths.max()}",
             f"truncated: {self.truncated:,} of {n:,} ({self.truncated / n:.1%}); left out: {self.dropped:,} too long, "
             f"{self.without_loss:,} without a loss token",
             f"duplicates: {self.duplicates:,} within a split, {self.across:,} texts in more than one split",
         ]
-        longer = sum(length > self.positions for length in self.lengths) if self.positions else 0
+        longer = int((self.lengths > self.positions).sum()) if self.positions else 0
         if longer and not self.truncated and not self.dropped:
             result.append(
                 f"{longer:,} records are longer than the model's {self.positions} positions: a run cuts them into "

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hetlora.errors import InputError
@@ -15,6 +16,20 @@ class BadLine(Exception):
     """One line is not what it should be; the text says why."""
 
 
+@dataclass
+class BadLines:
+    """How many lines of a file were bad, and the first few with their numbers."""
+
+    n: int = 0
+    first: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, number: int, why: str) -> None:
+        """One more."""
+        self.n += 1
+        if len(self.first) < SHOWN:
+            self.first.append((number, why))
+
+
 def read_records(path: str, what: str, pick: Callable[[dict], object], skip_bad: bool) -> Iterator[object]:
     """`pick(record)` for every line; blank lines are ignored.
 
@@ -22,7 +37,7 @@ def read_records(path: str, what: str, pick: Callable[[dict], object], skip_bad:
     without `skip_bad` they are an InputError after the whole file has been looked at.
     """
     file = existing_file(path, what)
-    bad: list[tuple[int, str]] = []
+    bad = BadLines()
     n_lines = 0
     for number, line in read_lines(file):
         if not line.strip():
@@ -32,12 +47,12 @@ def read_records(path: str, what: str, pick: Callable[[dict], object], skip_bad:
             record = parse(line)
             value = pick(record)
         except BadLine as error:
-            bad.append((number, str(error)))
+            bad.add(number, str(error))
             continue
         yield value
     if n_lines == 0:
         raise InputError(f"{file} is empty; one JSON object a line was expected ({what})")
-    if bad:
+    if bad.n:
         report(file, bad, n_lines, skip_bad)
 
 
@@ -58,15 +73,15 @@ def parse(line: bytes) -> dict:
     return record
 
 
-def report(file: Path, bad: list[tuple[int, str]], n_lines: int, skip_bad: bool) -> None:
+def report(file: Path, bad: BadLines, n_lines: int, skip_bad: bool) -> None:
     """Print what was skipped, or raise InputError with the same account."""
-    shown = "\n".join(f"  {file}:{number}: {why}" for number, why in bad[:SHOWN])
-    more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    shown = "\n".join(f"  {file}:{number}: {why}" for number, why in bad.first)
+    more = f"\n  ... and {bad.n - SHOWN} more" if bad.n > SHOWN else ""
     if skip_bad:
-        print(f"hetlora prepare: skipped {len(bad)} bad of {n_lines} lines in {file}:\n{shown}{more}", file=sys.stderr)
+        print(f"hetlora prepare: skipped {bad.n} bad of {n_lines} lines in {file}:\n{shown}{more}", file=sys.stderr)
         return
     raise InputError(
-        f"{len(bad)} bad of {n_lines} lines in {file}:\n{shown}{more}\nmend them, or leave them out with --skip-bad"
+        f"{bad.n} bad of {n_lines} lines in {file}:\n{shown}{more}\nmend them, or leave them out with --skip-bad"
     )
 
 

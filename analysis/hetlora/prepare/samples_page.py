@@ -28,9 +28,15 @@ def token_texts(ids: np.ndarray, vocabulary: list[bytes]) -> list[str]:
 
 def chosen_samples(prepared: Prepared, n: int) -> list[tuple[Client, Sequence]]:
     """n sequences, evenly spread over all, so that every part, client and label has its chance."""
-    pool = [(client, sequence) for client in prepared.clients for sequence in client.sequences]
-    shown = min(n, len(pool))
-    return [pool[i * len(pool) // shown] for i in range(shown)]
+    many = sum(len(client.sequences) for client in prepared.clients)
+    shown = min(n, many)
+    wanted = [i * many // shown for i in range(shown)]
+    chosen, before = [], 0
+    for client in prepared.clients:
+        while len(chosen) < shown and wanted[len(chosen)] < before + len(client.sequences):
+            chosen.append((client, client.sequences[wanted[len(chosen)] - before]))
+        before += len(client.sequences)
+    return chosen
 
 
 def sample_view(client: Client, sequence: Sequence, prepared: Prepared, vocabulary: list[bytes]) -> dict:

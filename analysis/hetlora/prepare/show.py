@@ -23,11 +23,13 @@ def marked_text(ids: np.ndarray, mask: np.ndarray, vocabulary: list[bytes]) -> s
 def print_samples(prepared: Prepared, tokenizer: TextTokenizer, n: int) -> None:
     """Print `n` sequences, the first ones of clients spread evenly (of the only client if there is one)."""
     vocabulary = tokenizer.vocabulary() if n else []
-    pool = [(client, client.sequences[0]) for client in prepared.clients]
-    if len(pool) == 1:
-        pool = [(prepared.clients[0], sequence) for sequence in prepared.clients[0].sequences]
-    shown = min(n, len(pool))
-    for client, sequence in [pool[i * len(pool) // shown] for i in range(shown)]:
+    clients = prepared.clients
+    only = clients[0].sequences if len(clients) == 1 else None
+    many = len(clients) if only is None else len(only)
+    shown = min(n, many)
+    for at in (i * many // shown for i in range(shown)):
+        client = clients[at] if only is None else clients[0]
+        sequence = client.sequences[0] if only is None else only[at]
         label = "" if sequence.label < 0 else f", label {prepared.labels[sequence.label]}"
         cut = f", first {LONGEST} shown" if len(sequence.ids) > LONGEST else ""
         print(

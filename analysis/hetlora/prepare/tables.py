@@ -1,13 +1,12 @@
 """Records of any kind of file as dicts: JSON lines, CSV and TSV with a header, Parquet; bad ones are accounted for."""
 
 import csv
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hetlora.errors import InputError, need
 from hetlora.files import plain_suffix, read_lines
-from hetlora.prepare.records import BadLine, parse, report
+from hetlora.prepare.records import BadLine, BadLines, parse, report
 
 KINDS = {
     "jsonl": "JSON lines (.jsonl, may end in .xz)",
@@ -23,7 +22,7 @@ def read_table(file: Path, kind: str, pick: Callable[[dict, str], object], skip_
     Bad ones are counted and the first few shown; without `skip_bad` they are an InputError at the end of the file.
     """
     reader = {"jsonl": _json_lines, "csv": _csv_rows, "parquet": _parquet_rows}[kind]
-    bad: list[tuple[int, str]] = []
+    bad = BadLines()
     n_records = 0
     for number, record in reader(file):
         n_records += 1
@@ -32,12 +31,13 @@ def read_table(file: Path, kind: str, pick: Callable[[dict, str], object], skip_
                 raise record
             value = pick(record, f"{file}:{number}")
         except BadLine as error:
-            bad.append((number, str(error)))
+            bad.add(number, str(error))
             continue
-        yield value
+        if bad.n == 0 or skip_bad:  # else the file is refused at its end: nothing more is worth encoding
+            yield value
     if n_records == 0:
         raise InputError(f"{file} is empty; records were expected ({KINDS[kind]})")
-    if bad:
+    if bad.n:
         report(file, bad, n_records, skip_bad)
 
 
@@ -53,23 +53,14 @@ def _json_lines(file: Path) -> Iterator[tuple[int, object]]:
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, object]]:
     """Rows after the header as dicts of texts. TSV is read without quotes, as it is commonly written."""
-    data = b"\n".join(line for _, line in read_lines(file))
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{file}:{line}: not UTF-8 at byte {error.start} of the file; "
-            f"convert it, e.g. with iconv -f ISO-8859-1 -t UTF-8"
-        ) from error
     if plain_suffix(file) == ".tsv":
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = csv.reader(_csv_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        rows = csv.reader(io.StringIO(text, newline=""))
-    header = next(rows, None)
-    if header is None:
-        return
+        rows = csv.reader(_csv_lines(file))
     try:
+        header = next(rows, None)
+        if header is None:
+            return
         for row in rows:
             if not row:
                 continue
@@ -79,6 +70,18 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, object]]:
                 yield rows.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise InputError(f"{file}:{rows.line_num}: not CSV: {error}") from error
+
+
+def _csv_lines(file: Path) -> Iterator[str]:
+    """Lines with their ends; InputError for one that is not UTF-8."""
+    for number, line in read_lines(file):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8") + "\n"
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{file}:{number}: not UTF-8 at byte {error.start} of the line; "
+                f"convert it, e.g. with iconv -f ISO-8859-1 -t UTF-8"
+            ) from error
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, dict]]:

@@ -9,10 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from hetlora.errors import InputError, UsageError, need
-from hetlora.prepare.tokenizer import TextTokenizer
 
 ALPACA = (
     "Below is an instruction that describes a task{% if context %}, paired with an input that provides further context"
@@ -85,30 +82,22 @@ class RecordTemplate:
             self._layouts[present] = parts
         return self._layouts[present]
 
-    def assemble(self, values: dict[str, str], tokenizer: TextTokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 [n], mask uint8 [n]) of one record, with BOS and EOS where the tokenizer has them."""
-        ids: list[np.ndarray] = [np.array([tokenizer.bos_id] if tokenizer.bos_id >= 0 else [], dtype=np.int32)]
-        flags = [0]
+    def stretches(self, values: dict[str, str]) -> list[Piece]:
+        """The pieces as they are encoded.
+
+        A space between two pieces belongs to the word behind it: that is how tokenizers see running text.
+        """
         pieces = self.pieces(values)
+        result: list[Piece] = []
         space = ""
         for i, piece in enumerate(pieces):
             text = space + piece.text
             space = ""
             if not piece.own_words and i + 1 < len(pieces):
-                # A space belongs to the word behind it: that is how tokenizers see running text.
                 stripped = text.rstrip(" ")
                 text, space = stripped, text[len(stripped) :]
-            tokens = tokenizer.encode([text])[0] if piece.own_words else tokenizer.encode_markup(text)
-            ids.append(np.asarray(tokens, dtype=np.int32))
-            flags.append(int(piece.loss))
-            if piece.loss and tokenizer.eos_id >= 0:
-                ids.append(np.array([tokenizer.eos_id], dtype=np.int32))
-                flags.append(1)
-                break  # what a template writes behind the response is never reached
-        mask = np.repeat(np.array(flags, dtype=np.uint8), [len(part) for part in ids])
-        joined = np.concatenate(ids)
-        mask[:1] = 0
-        return joined, mask
+            result.append(Piece(text, piece.own_words, piece.loss))
+        return result
 
 
 def load_template(name: str) -> RecordTemplate:

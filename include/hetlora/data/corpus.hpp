@@ -76,6 +76,11 @@ public:
     [[nodiscard]] ClientSize client_size(std::int64_t client) const;
     /// [n_clients] sizes of all clients in one pass over the index.
     [[nodiscard]] std::vector<ClientSize> client_sizes() const;
+    /// [n_clients] loss tokens in the training windows of the clients that may take part, 0 for others. From the index
+    /// where the file has them there (and max_windows_per_client cuts nothing), else in one pass over the masks.
+    [[nodiscard]] std::vector<std::int64_t> client_loss_tokens() const;
+    /// Names of a range of clients, as client_name.
+    [[nodiscard]] std::vector<std::string> client_names(IndexRange clients) const;
 
     /// Of the groups where the partition goes by group or the data has groups only, else of the labels.
     /// Empty where that is more than `most_cells` numbers: a table for people to look at.
@@ -100,6 +105,7 @@ public:
 
     /// Goes through every client and part: training uses training sequences of people who are not held out, each once;
     /// the global evaluation uses only held-out people's sequences; no sequence is in both. @throws Error (bug)
+    /// One pass over the index; no mask is read.
     void check_no_leakage() const;
 
 private:
@@ -124,6 +130,9 @@ private:
     /// Calls visit(sequence, info) for all sequences of the file.
     template <typename Visit>
     void for_each_sequence(Visit visit) const;
+    /// Calls visit(sequence, info) for what held-out clients have in a part: the global evaluation set.
+    template <typename Visit>
+    void for_each_evaluation_sequence(Part part, Visit visit) const;
     void check_client(std::int64_t client) const;
 
     CorpusOptions options_;

@@ -59,6 +59,7 @@ struct SequenceInfo {
     std::int32_t label = -1;         ///< -1: none
     std::int32_t group = -1;         ///< task, topic, source ...; -1: none
     std::int32_t prompt_length = 0;  ///< tokens before the last masked stretch
+    std::int32_t n_loss = -1;        ///< loss tokens; -1: the file does not say
     friend bool operator==(const SequenceInfo&, const SequenceInfo&) = default;
 };
 
@@ -89,6 +90,10 @@ public:
     [[nodiscard]] const std::vector<std::string>& group_names() const noexcept;
 
     [[nodiscard]] std::string client_name(std::int64_t client) const;
+    /// Names of a range of clients, with one read.
+    [[nodiscard]] std::vector<std::string> client_names(IndexRange clients) const;
+    /// Whether SequenceInfo::n_loss is known.
+    [[nodiscard]] bool has_loss_counts() const noexcept;
     /// True for a client that never trains: its sequences are the global evaluation set.
     [[nodiscard]] bool held_out(std::int64_t client) const;
     /// The client's sequences, sorted by part, then time.
@@ -110,7 +115,8 @@ public:
     /// @throws Error (input) for an id outside the vocabulary
     [[nodiscard]] std::string text_of(std::span<const std::int32_t> ids) const;
 
-    /// SHA-256 (64 hex digits) of the file's bytes, as `sha256sum` prints it. Reads the whole file.
+    /// SHA-256 (64 hex digits) of the file's bytes, as `sha256sum` prints it. Reads the whole file, unless it is a
+    /// large one whose hash lies beside it (base/stored_hash.hpp).
     [[nodiscard]] std::string sha256() const;
 
 private:

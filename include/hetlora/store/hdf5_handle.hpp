@@ -11,6 +11,7 @@
 #include <concepts>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -187,6 +188,9 @@ public:
     }
     /// Creates and fills a 1-D data set of fixed-length UTF-8 strings (padded with zeros to the longest).
     Dataset create_strings(const std::string& name, std::span<const std::string> values);
+    /// The same of `count` values that are asked for one at a time, twice each, in rising order.
+    Dataset create_strings(const std::string& name, std::int64_t count,
+                           const std::function<std::string(std::int64_t)>& value);
     [[nodiscard]] Dataset open_dataset(const std::string& name) const;
 
 protected:

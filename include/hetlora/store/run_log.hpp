@@ -7,6 +7,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -40,6 +41,10 @@ struct RunLogHeader {
     std::int64_t rank_max = 0;  ///< slots of the global adapter
     std::vector<ExtraMetric> extra_metrics{};
     std::vector<ClientRow> clients{};  ///< all clients; their index is the `client` of the participations
+    /// Instead of `clients` where there may be very many: n_clients rows, asked for one at a time in rising order, the
+    /// whole table several times over.
+    std::function<ClientRow(std::int64_t)> client_of{};
+    std::int64_t n_clients = 0;
     LabelTable labels{};
     Provenance provenance{};
     std::vector<std::string> layers{};  ///< names of the adapted matrices; empty: no /layers
