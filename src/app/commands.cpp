@@ -13,6 +13,7 @@
 #include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/export_run.hpp"
+#include "hetlora/app/group_evaluation.hpp"
 #include "hetlora/app/info.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/peft_adapter.hpp"
@@ -166,6 +167,8 @@ int run_evaluate(Transport& transport, const CommandLine& command, Terminal& ter
                               command.adapter ? command.adapter->string() : std::string("base")));
     for (const auto& [name, value] : measure_tasks(transport, experiment, values, experiment.questions))
         terminal.info(fmt::format("{:<16}{:.6f}", name, value));
+    if (settings.evaluation.groups == EvaluationClients::final)
+        terminal.info(group_table(evaluate_groups(transport, experiment, values)));
     return 0;
 }
 

@@ -246,6 +246,16 @@ def test_a_run_logs_every_metric_and_its_groups(world):
     assert lines[1]["eval_rougeL"] is not None and lines[0]["eval_test_rouge1"] is None
 
 
+def test_evaluate_prints_the_groups(world):
+    ini = config(world, "label", "groups", "choice_accuracy", evaluation={"groups": "final"})
+    done = finished("evaluate", "--config", ini)
+    truth, prediction, groups = chosen(load(world["model"]), world["label"], np.sum)
+    for group, name in enumerate(("food", "time")):
+        line = re.search(rf"^  {name} .*$", done.stdout + done.stderr, re.MULTILINE).group(0)
+        share = (truth == prediction)[groups == group].mean()
+        assert float(line.split()[-1]) == pytest.approx(share, abs=1e-4)
+
+
 @needs_mpirun
 def test_metrics_are_the_same_bits_for_three_mpi_ranks(world):
     from program import columns
