@@ -1,14 +1,14 @@
 """Which runs `hetlora compare` compares: usable ones, by method, seed, tuned value and part of the data."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hetlora.errors import InputError, UsageError
+from hetlora.errors import InputError
 from hetlora.run_record import RunRecord
 from hetlora.runs_settings import SEEDS, unique_names
+from hetlora.runs_where import check_keys, where_filter
 
 SEED_KEYS = ("experiment.seed", *(f"experiment.{name}" for name in SEEDS))
 PART = "evaluation.part"
@@ -67,15 +67,19 @@ def choose_runs(records: list[RunRecord], question: Question) -> Chosen:
     """Filters by --where, leaves out what cannot be used (with a note each), names method and seed of the rest."""
     names = unique_names([record.path for record in records])
     notes: list[str] = []
-    wanted = _where_filter(records, question.where)
-    named = [(record, name) for record, name in zip(records, names, strict=True) if not record.config or wanted(record)]
+    conditions = [where_filter(records, condition) for condition in question.where]
+    named = [
+        (record, name)
+        for record, name in zip(records, names, strict=True)
+        if not record.config or all(fulfilled(record) for fulfilled in conditions)
+    ]
     if not any(record.config for record, _ in named):
         raise InputError(
             f"none of the {len(records)} runs has {' and '.join(question.where)}; relax --where"
             if question.where
             else f"no config.json can be read in {len(records)} run folders; without it methods are not known"
         )
-    _check_keys(named, (*question.by, *question.tune))
+    check_keys([record for record, _ in named], (*question.by, *question.tune))
     seeds = _seed_labels([record for record, _ in named], question.by)
     chosen = Chosen([], notes)
     seen: dict[str, str] = {}
@@ -127,47 +131,6 @@ def _why_unusable(record: RunRecord, metric: str) -> str:
     if np.isnan(np.asarray(record.rounds[metric], np.float64)).all():
         return f"its {metric} was never measured (all NaN){problem}"
     return ""
-
-
-def _where_filter(records: list[RunRecord], conditions: tuple[str, ...]) -> Callable[[RunRecord], bool]:
-    """KEY=VALUE[,VALUE...] (any of these) or KEY~TEXT (the value contains it); all conditions must hold."""
-    tests: list[Callable[[RunRecord], bool]] = []
-    for text in conditions:
-        key, sign, value = (part.strip() for part in re.match(r"([^=~]*)([=~]?)(.*)", text, re.DOTALL).groups())
-        if not sign or not value:
-            raise UsageError(
-                f"--where {text}: write section.key=value (commas: any of these values) or section.key~text"
-            )
-        _check_keys([(record, "") for record in records], (key,))
-        if sign == "~":
-            tests.append(lambda record, key=key, value=value: value in str(record.settings.get(key, "")))
-        else:
-            wanted = [value, *(one.strip() for one in value.split(","))]
-            tests.append(lambda record, key=key, wanted=wanted: any(_same(record.settings.get(key), w) for w in wanted))
-    return lambda record: all(test(record) for test in tests)
-
-
-def _same(value: object, text: str) -> bool:
-    if isinstance(value, bool):
-        return text.lower() == str(value).lower()
-    if isinstance(value, (int, float)):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return str(value) == text
-
-
-def _check_keys(named: list[tuple[RunRecord, str]], keys: tuple[str, ...]) -> None:
-    """UsageError for a key that no run's config has."""
-    import difflib
-
-    known = dict.fromkeys(key for record, _ in named for key in record.settings)
-    for key in keys:
-        if known and key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5) or [k for k in known if k.endswith("." + key)]
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"no run's config has the key {key}{hint}")
 
 
 def _seed_labels(records: list[RunRecord], by: tuple[str, ...]) -> Callable[[RunRecord], str]:

@@ -58,7 +58,6 @@ HETLORA_WORDS(KeepUncovered, {"no", KeepUncovered::no}, {"last", KeepUncovered::
 HETLORA_WORDS(EvaluationPart, {"valid", EvaluationPart::valid}, {"test", EvaluationPart::test})
 HETLORA_WORDS(TestEvaluation, {"none", TestEvaluation::none}, {"last", TestEvaluation::last},
               {"best", TestEvaluation::best})
-HETLORA_WORDS(ModelTask, {"causal", ModelTask::causal}, {"classification", ModelTask::classification})
 HETLORA_WORDS(ChoiceScore, {"sum", ChoiceScore::sum}, {"mean", ChoiceScore::mean})
 HETLORA_WORDS(EvaluationClients, {"none", EvaluationClients::none}, {"final", EvaluationClients::final})
 HETLORA_WORDS(DeviceChoice, {"auto", DeviceChoice::automatic}, {"cpu", DeviceChoice::cpu}, {"cuda", DeviceChoice::cuda})
@@ -112,7 +111,6 @@ template std::string_view name_of(KeepUncovered);
 template std::string_view name_of(EvaluationPart);
 template std::string_view name_of(TestEvaluation);
 template std::string_view name_of(EvaluationClients);
-template std::string_view name_of(ModelTask);
 template std::string_view name_of(ChoiceScore);
 template std::string_view name_of(DeviceChoice);
 template std::string_view name_of(VectorChoice);

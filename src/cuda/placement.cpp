@@ -17,7 +17,9 @@ void require_device() {
     if (!available()) {
         throw environment_error(
             "compute.device = cuda: this process sees no GPU on this machine: check `nvidia-smi`, CUDA_VISIBLE_DEVICES "
-            "and that the job asked for a GPU (Slurm: --gres=gpu:1), or take compute.device = auto or cpu");
+            "and that the job asked for a GPU (Slurm: --gres=gpu:1); where the CUDA version that `nvidia-smi` shows is "
+            "older than that of this build (`hetlora --version`), take a torch for an older CUDA (docs/install.md, An "
+            "older GPU driver); or take compute.device = auto or cpu");
     }
 }
 

@@ -1,7 +1,6 @@
 """`hetlora report RUN_OR_SWEEP...`: writes the page, and each figure as SVG and PNG on request."""
 
 import argparse
-import re
 from pathlib import Path
 
 from hetlora.errors import InputError, UsageError, need
@@ -12,6 +11,7 @@ from hetlora.report.rows import methods_of
 from hetlora.report.theme import PRINT
 from hetlora.run_record import GROUPS, RunRecord
 from hetlora.runs_settings import read_runs
+from hetlora.runs_where import chosen_runs
 
 PRINT_WIDTH = 560
 PIXELS_PER_INCH = 220
@@ -52,23 +52,6 @@ def write_figures(figures: list[Figure], folder: Path) -> int:
     return count
 
 
-def chosen(records: list[RunRecord], conditions: list[str]) -> list[RunRecord]:
-    """The runs whose settings fulfil every condition KEY=VALUE[,VALUE...] or KEY~TEXT."""
-    for condition in conditions:
-        key, sign, wanted = re.match(r"([^=~]*)([=~]?)(.*)", condition, re.DOTALL).groups()
-        if not sign or "." not in key:
-            raise UsageError(f"--where {condition}: write it as section.key=value, section.key=a,b or section.key~text")
-        found = [str(record.settings.get(key, "")) for record in records]
-        if sign == "=":
-            kept = [value in wanted.split(",") for value in found]
-        else:
-            kept = [wanted in value for value in found]
-        if not any(kept):
-            raise UsageError(f"--where {condition}: no run has it; their values: {', '.join(sorted(set(found)))}")
-        records = [record for record, keep in zip(records, kept, strict=True) if keep]
-    return records
-
-
 def wanted_figures(figures: list[Figure], names: list[str]) -> list[Figure]:
     """Those of these names; all without names."""
     unknown = [name for name in names if name not in {figure.key for figure in figures}]
@@ -91,7 +74,7 @@ def readable(records: list[RunRecord]) -> list[RunRecord]:
 def main(argv: list[str]) -> int:
     """Read the runs, write the page, say where."""
     options = parser().parse_args(argv)
-    records = readable(chosen(read_runs(options.runs, GROUPS), options.where))
+    records = readable(chosen_runs(read_runs(options.runs, GROUPS), options.where))
     methods = methods_of(records)
     figures = wanted_figures(all_figures(methods), options.only)
     output = Path(options.output).expanduser() if options.output else default_output(options.runs[0])

@@ -43,7 +43,6 @@ enum class KeepUncovered { no, last, refill };
 enum class EvaluationPart { valid, test };
 enum class TestEvaluation { none, last, best };
 enum class EvaluationClients { none, final };
-enum class ModelTask { causal, classification };
 enum class ChoiceScore { sum, mean };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class VectorChoice { automatic, baseline, avx2, avx512 };
@@ -73,7 +72,6 @@ struct ExperimentSettings {
 struct ModelSettings {
     std::filesystem::path path;
     std::filesystem::path adapter;  ///< PEFT folder to start from; empty: a fresh adapter
-    ModelTask task = ModelTask::causal;
     Precision precision = Precision::fp32;
     bool operator==(const ModelSettings&) const = default;
 };
@@ -114,7 +112,6 @@ struct LocalSettings {
     std::int64_t batch_size = 4;
     OptimizerKind optimizer = OptimizerKind::adamw;
     double learning_rate = 2e-3;
-    double head_learning_rate = 0;                                      ///< of a classification head; 0 = learning_rate
     LearningRateSchedule lr_schedule = LearningRateSchedule::constant;  ///< over rounds
     std::int64_t lr_warmup_rounds = 0;
     double lr_final_fraction = 0.1;
