@@ -35,14 +35,11 @@ def linked_libraries(program: Path) -> str:
 
 @pytest.fixture(scope="module")
 def configured():
-    """build-mpich, configured with the LibTorch of build/."""
-    torch = next(
-        line.partition("=")[2]
-        for line in (ROOT / "build" / "CMakeCache.txt").read_text().splitlines()
-        if line.startswith("TORCH_DIR:")
-    )
+    """build-mpich, configured with the LibTorch and the warnings of build/: the same flags, so that ccache helps."""
+    lines = (ROOT / "build" / "CMakeCache.txt").read_text().splitlines()
+    same = [f"-D{line}" for line in lines if line.startswith(("TORCH_DIR:", "HETLORA_WERROR:"))]
     run(
-        "cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DTORCH_DIR={torch}",
+        "cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", *same,
         "-DMPI_C_COMPILER=mpicc.mpich", f"-DMPIEXEC_EXECUTABLE={shutil.which('mpiexec.mpich')}",
     )  # fmt: skip
     return BUILD
