@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from hetlora.audit_config import Settings
 from hetlora.audit_data import Prepared, Window
-from hetlora.audit_model import float64_parts
+from hetlora.audit_model import float64_parts, is_transposed
 from hetlora.audit_trace import Layout, join, split
 
 
@@ -72,7 +72,8 @@ class ClientTrainer:
                 alpha = float(self.settings.get("lora.lora_alpha", 16))
             config = LoraConfig(
                 r=lora_rank, lora_alpha=alpha, use_rslora=rule == "rslora", lora_dropout=0.0, bias="none",
-                target_modules=sorted({matrix.rsplit(".", 1)[1] for matrix, _, _ in self.layout}),
+                target_modules=[matrix for matrix, _, _ in self.layout],
+                fan_in_fan_out=is_transposed(self.base),
             )  # fmt: skip
             if self.model is None:
                 self.model = get_peft_model(self.base, config, adapter_name=name, autocast_adapter_dtype=False)

@@ -18,15 +18,27 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import repeat_kv
+from transformers.pytorch_utils import Conv1D
 
 #: model_type of a base that the program trains -> prefix of its classes in `transformers`
-FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT2"}
 
-#: Canonical order of the adapted matrices within one transformer layer (short name -> sub-module).
+#: Families whose code computes in the weights' dtype throughout
+PLAIN = {"gpt2"}
+
+#: Canonical order of the adapted matrices within one transformer layer: name in lora.targets -> module of the layer.
 TARGETS = {
-    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
-    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
+    "q_proj": "self_attn.q_proj", "k_proj": "self_attn.k_proj", "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj", "gate_proj": "mlp.gate_proj", "up_proj": "mlp.up_proj", "down_proj": "mlp.down_proj",
 }  # fmt: skip
+
+#: The same of families with other names, and where their layers are
+OWN_TARGETS = {
+    "gpt2": {
+        "c_attn": "attn.c_attn", "attn.c_proj": "attn.c_proj", "c_fc": "mlp.c_fc", "mlp.c_proj": "mlp.c_proj",
+    },
+}  # fmt: skip
+OWN_LAYERS = {"gpt2": "transformer.h"}
 
 
 def _rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -76,6 +88,8 @@ def float64_parts(dtype: torch.dtype) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         for model_type, prefix in FAMILIES.items():
+            if model_type in PLAIN:
+                continue
             module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
             _replace(stack, getattr(module, f"{prefix}RMSNorm"), "forward", _rms_norm)
             _replace(stack, getattr(module, f"{prefix}RotaryEmbedding"), "forward", _rotary)
@@ -112,17 +126,29 @@ def load_base(path: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.
 def adapter_layout(model: torch.nn.Module, targets: str) -> list[tuple[str, int, int]]:
     """Adapted matrices as (name, d_out, d_in) in canonical order: by layer, then q, k, v, o, gate, up, down.
 
-    `targets` is the config value: "all-linear" or short names separated by commas.
+    `targets` is the config value: "all-linear" or the family's short names separated by commas.
     """
-    wanted = list(TARGETS) if targets.strip() == "all-linear" else [t.strip() for t in targets.split(",") if t.strip()]
-    unknown = [t for t in wanted if t not in TARGETS]
+    modules = OWN_TARGETS.get(model.config.model_type, TARGETS)
+    layers = OWN_LAYERS.get(model.config.model_type, "model.layers")
+    wanted = list(modules) if targets.strip() == "all-linear" else [t.strip() for t in targets.split(",") if t.strip()]
+    unknown = [t for t in wanted if t not in modules]
     if unknown:
-        raise ValueError(f"unknown LoRA target {unknown[0]!r} - lora.targets - known: {', '.join(TARGETS)}, all-linear")
+        raise ValueError(f"unknown LoRA target {unknown[0]!r} - lora.targets - known: {', '.join(modules)}, all-linear")
     layout = []
     for layer in range(model.config.num_hidden_layers):
-        for short, parent in TARGETS.items():
+        for short, module in modules.items():
             if short in wanted:
-                name = f"model.layers.{layer}.{parent}.{short}"
-                d_out, d_in = model.get_submodule(name).weight.shape
+                name = f"{layers}.{layer}.{module}"
+                d_out, d_in = out_in(model.get_submodule(name)).shape
                 layout.append((name, int(d_out), int(d_in)))
     return layout
+
+
+def out_in(module: torch.nn.Module) -> torch.Tensor:
+    """The weight as [d_out, d_in], a view; GPT-2's Conv1D holds its transpose."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def is_transposed(model: torch.nn.Module) -> bool:
+    """Whether the model's matrices are stored as [d_in, d_out] (peft's fan_in_fan_out)."""
+    return any(isinstance(module, Conv1D) for module in model.modules())

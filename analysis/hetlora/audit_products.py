@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hetlora.audit_config import Settings
+from hetlora.audit_model import out_in
 from hetlora.audit_server import Upload, client_weights
 from hetlora.audit_trace import Layout, join, split
 
@@ -147,7 +148,7 @@ class Base:
     """The adapted matrices of a model, which some methods change after every round."""
 
     def __init__(self, model: torch.nn.Module, layout: Layout) -> None:
-        self.parameters = [model.get_submodule(name).weight for name, _, _ in layout]
+        self.parameters = [out_in(model.get_submodule(name)) for name, _, _ in layout]
         self.start = [p.detach().clone() for p in self.parameters]
 
     def load(self, weights: list[torch.Tensor]) -> None:

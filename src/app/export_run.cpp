@@ -89,9 +89,10 @@ void write_merged(const ExportRequest& request, const Settings& settings, const 
         };
         const at::Tensor a = rows(layout.offset_a(m, rank_max), matrix.d_in);
         const at::Tensor bt = rows(layout.offset_b(m, rank_max), matrix.d_out);
+        at::Tensor weight_OI = weights.config.family->transposed ? found->tensor.t() : found->tensor;
         const at::Tensor frozen =
-            base.empty() ? found->tensor.to(at::kDouble) : as_tensor(base, matrix.d_out, matrix.d_in).clone();
-        found->tensor.copy_(frozen.add(at::mm(bt.t(), a), scale));
+            base.empty() ? weight_OI.to(at::kDouble) : as_tensor(base, matrix.d_out, matrix.d_in).clone();
+        weight_OI.copy_(frozen.add(at::mm(bt.t(), a), scale));
     }
     save_weights(weights, request.to, dtype);
     for (const std::string_view name : companions) {
@@ -109,7 +110,8 @@ std::string export_run(const ExportRequest& request) {
     }
     const Settings settings = load_settings(request.run / "config.ini", {}, RequiredFor::run);
     const Checkpoint checkpoint = wanted_checkpoint(request);
-    const AdapterLayout layout = make_adapter_layout(read_model_config(settings.model.path), settings.lora.targets);
+    const ModelConfig config = read_model_config(settings.model.path);
+    const AdapterLayout layout = make_adapter_layout(config, settings.lora.targets);
     const auto global = checkpoint.numbers.find("global");
     if (global == checkpoint.numbers.end() || std::ssize(global->second) != layout.parameters(settings.lora.rank_max)) {
         throw input_error("the checkpoint of round {} in '{}' does not fit the model in '{}': was the base replaced?",
@@ -134,6 +136,7 @@ std::string export_run(const ExportRequest& request) {
                         .scale = lora_scale(settings.lora, settings.lora.rank_max),
                         .base_model = base_model_name(settings.model.path),
                         .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
+                        .fan_in_fan_out = config.family->transposed,
                         .metadata = {{"run_id", checkpoint.run_id}, {"round", std::to_string(checkpoint.round)}}});
     return fmt::format("{}: the adapter after round {}\n", request.to.string(), checkpoint.round);
 }

@@ -54,12 +54,16 @@ std::string describe_model(const std::filesystem::path& path) {
     return fmt::format(
         "{} ({}), {} parameters\n  {} layers, width {}, feed-forward {}, {} heads ({} key/value) of {}, "
         "vocabulary "
-        "{}, {} positions, {} head{}{}, rotary rule {}\n",
+        "{}, {} positions, {} head{}{}, {}\n",
         config.family->model_type, config.family->architecture, human_count(static_cast<double>(config.parameters())),
         config.layers, config.hidden_size, config.intermediate_size, config.heads, config.kv_heads, config.head_size,
         config.vocab_size, config.usable_positions(), config.tied_head ? "tied" : "own",
-        config.family->qkv_bias ? ", biases on q, k, v" : "", config.family->qk_norm ? ", norms on q and k" : "",
-        name_of(config.rotary.kind));
+        config.family->linear_bias ? ", biases"
+        : config.family->qkv_bias  ? ", biases on q, k, v"
+                                   : "",
+        config.family->qk_norm ? ", norms on q and k" : "",
+        config.family->learned_positions ? "learned positions"
+                                         : fmt::format("rotary rule {}", name_of(config.rotary.kind)));
 }
 
 }  // namespace

@@ -176,7 +176,7 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
             const std::int64_t I = config.intermediate_size;
             const std::array<GemmShape, 4> shapes{
                 GemmShape{config.hidden_size, config.query_width() + 2 * config.kv_width()},
-                GemmShape{config.query_width(), config.hidden_size}, GemmShape{config.hidden_size, 2 * I},
+                GemmShape{config.query_width(), config.hidden_size}, GemmShape{config.hidden_size, config.up_width()},
                 GemmShape{I, config.hidden_size}};
             path = dtype == at::kDouble ? GemmPath::mkl : fastest_gemm(measure_gemm(shapes, dtype, at::kCPU));
         } else {

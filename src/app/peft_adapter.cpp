@@ -67,9 +67,9 @@ PeftConfig read_peft_config(const fs::path& path) {
     if (config.contains("peft_type") && config.at("peft_type") != "LORA") {
         throw refuse("peft_type", config.at("peft_type").dump());
     }
-    for (const char* key : {"use_dora", "use_qalora", "use_bdlora", "lora_bias", "bias", "fan_in_fan_out",
-                            "rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters",
-                            "trainable_token_indices", "alora_invocation_tokens", "layer_replication"}) {
+    for (const char* key : {"use_dora", "use_qalora", "use_bdlora", "lora_bias", "bias", "rank_pattern",
+                            "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices",
+                            "alora_invocation_tokens", "layer_replication"}) {
         if (is_set(key)) throw refuse(key, config.at(key).dump());
     }
     const auto lora_rank = config.at("r").get<std::int64_t>();

@@ -198,6 +198,7 @@ public:
                                           .scale = experiment_.global_scale,
                                           .base_model = base_model_name(settings.model.path),
                                           .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
+                                          .fan_in_fan_out = experiment_.engine->weights().config.family->transposed,
                                           .metadata = adapter_metadata()});
             checkpoints_.finish(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_));
             close_log();

@@ -182,21 +182,22 @@ public:
             {"preset"});
     }
 
-    /// A comma-separated list of known names; `everything`, if given, is a word for all of them.
+    /// A comma-separated list of known names; `everything`, if given, is a word that may stand alone, for all
+    /// that there are.
     ConfigKey& names(const Row& row, std::vector<std::string> S::*member, const std::vector<std::string>& known,
                      const std::string& everything, bool may_be_empty) {
         std::string allowed = "comma-separated: " + join(known, ", ");
         if (!everything.empty()) allowed += fmt::format("; or {}", everything);
-        auto& key = add(
-            row, "list", allowed, getter<std::vector<std::string>>(member),
-            [=, this_part = part_](Settings& settings, std::string_view text) -> Problem {
-                auto list = !everything.empty() && text == everything ? NameList{known, {}} : parse_names(text, known);
-                if (list.problem) return list.problem;
-                if (list.names.empty() && !may_be_empty)
-                    return "the list is empty; name at least one of " + join(known, ", ");
-                settings.*this_part.*member = std::move(list.names);
-                return {};
-            });
+        auto& key = add(row, "list", allowed, getter<std::vector<std::string>>(member),
+                        [=, this_part = part_](Settings& settings, std::string_view text) -> Problem {
+                            auto list = !everything.empty() && text == everything ? NameList{{everything}, {}}
+                                                                                  : parse_names(text, known);
+                            if (list.problem) return list.problem;
+                            if (list.names.empty() && !may_be_empty)
+                                return "the list is empty; name at least one of " + join(known, ", ");
+                            settings.*this_part.*member = std::move(list.names);
+                            return {};
+                        });
         key.choices = known;
         return key;
     }

@@ -97,10 +97,11 @@ void add_data(std::vector<ConfigKey>& rows) {
 void add_lora(std::vector<ConfigKey>& rows) {
     using S = LoraSettings;
     SectionBuilder<S> section("lora", &Settings::lora, rows);
-    const std::vector<std::string> matrices = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                               "gate_proj", "up_proj", "down_proj"};
-    section.names({"targets", Identity::run, "matrices of every layer that carry an adapter"}, &S::targets, matrices,
-                  "all-linear", false);
+    // Those of all families of models; which of them this model has is known when it is read (model/families.hpp).
+    const std::vector<std::string> matrices = {"q_proj",    "k_proj", "v_proj",      "o_proj", "gate_proj", "up_proj",
+                                               "down_proj", "c_attn", "attn.c_proj", "c_fc",   "mlp.c_proj"};
+    section.names({"targets", Identity::run, "matrices of every layer that carry an adapter, by the family's names"},
+                  &S::targets, matrices, "all-linear", false);
     section.choice({"rank_distribution", Identity::run,
                     "how clients get their lora_rank: fixed = rank_max for all; powerlaw: p(r) ~ r^(rank_power-1)"},
                    &S::rank_distribution);

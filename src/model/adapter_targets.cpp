@@ -10,46 +10,41 @@
 
 namespace hetlora {
 
-const std::vector<std::string>& lora_target_names() {
-    static const std::vector<std::string> names{"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                                "gate_proj", "up_proj", "down_proj"};
-    return names;
-}
-
 AdapterLayout make_adapter_layout(const ModelConfig& config, const std::vector<std::string>& targets) {
-    const auto& known = lora_target_names();
+    const std::vector<LoraTarget> known = lora_targets(*config.family);
+    std::vector<std::string> names;
+    for (const LoraTarget& target : known) names.push_back(target.name);
     std::set<std::string> chosen;
     for (const auto& target : targets) {
         if (target == "all-linear") {
-            chosen.insert(known.begin(), known.end());
+            chosen.insert(names.begin(), names.end());
             continue;
         }
-        if (std::ranges::find(known, target) == known.end()) {
-            throw usage_error("lora.targets: unknown matrix `{}`{}; known are {} and all-linear", target,
-                              did_you_mean(target, known), fmt::join(known, ", "));
+        if (std::ranges::find(names, target) == names.end()) {
+            throw usage_error(
+                "lora.targets: a model of family {} has no matrix `{}`{}; it has {}, and all-linear means all",
+                config.family->model_type, target, did_you_mean(target, names), fmt::join(names, ", "));
         }
         if (!chosen.insert(target).second) throw usage_error("lora.targets: `{}` is named twice", target);
     }
-    if (chosen.empty()) throw usage_error("lora.targets is empty: name at least one of {}", fmt::join(known, ", "));
+    if (chosen.empty()) throw usage_error("lora.targets is empty: name at least one of {}", fmt::join(names, ", "));
     AdapterLayout layout;
     const std::int64_t D = config.hidden_size;
     const std::int64_t I = config.intermediate_size;
-    const std::int64_t widths[7][2] = {{config.query_width(), D},
-                                       {config.kv_width(), D},
-                                       {config.kv_width(), D},
-                                       {D, config.query_width()},
-                                       {I, D},
-                                       {I, D},
-                                       {D, I}};  // d_out, d_in
+    const std::int64_t Q = config.query_width();
+    const std::int64_t KV = config.kv_width();
+    const std::int64_t widths[layer_matrix_count][2] = {{Q, D}, {KV, D}, {KV, D}, {D, Q},
+                                                        {I, D}, {I, D},  {D, I},  {Q + 2 * KV, D}};  // d_out, d_in
     for (std::int64_t layer = 0; layer < config.layers; ++layer) {
-        for (std::size_t t = 0; t < known.size(); ++t) {
-            if (!chosen.contains(known[t])) continue;
-            layout.matrices.push_back({.name = fmt::format("{}layers.{}.{}.{}", config.family->prefix, layer,
-                                                           t < 4 ? "self_attn" : "mlp", known[t]),
-                                       .layer = static_cast<int>(layer),
-                                       .target = known[t],
-                                       .d_out = widths[t][0],
-                                       .d_in = widths[t][1]});
+        for (const LoraTarget& target : known) {
+            if (!chosen.contains(target.name)) continue;
+            layout.matrices.push_back(
+                {.name = fmt::format("{}{}{}.{}", config.family->prefix, config.family->names.layer, layer,
+                                     config.family->names.matrix[target.matrix]),
+                 .layer = static_cast<int>(layer),
+                 .target = target.name,
+                 .d_out = widths[target.matrix][0],
+                 .d_in = widths[target.matrix][1]});
         }
     }
     return layout;

@@ -105,14 +105,36 @@ void refuse_unimplemented(ConfigReader& reader, const ModelFamily& family) {
         if (reader.flag(layout, false)) reader.complain("`{}` = true is not implemented", layout);
     }
     const std::string activation(family.activation);
-    if (reader.present("hidden_act") && reader.at("hidden_act") != activation) {
+    if (family.gated && reader.present("hidden_act") && reader.at("hidden_act") != activation) {
         reader.complain("`hidden_act` = {} is not implemented (only \"{}\")", reader.at("hidden_act").dump(),
                         activation);
     }
+    for (const char* key : {"scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"}) {
+        if (reader.flag(key, false)) reader.complain("`{}` = true is not implemented", key);
+    }
+    if (!reader.flag("scale_attn_weights", true)) reader.complain("`scale_attn_weights` = false is not implemented");
     for (const char* key :
          {"num_local_experts", "num_experts", "n_routed_experts", "logit_scale", "final_logit_softcapping",
           "attn_logit_softcapping", "residual_multiplier", "embedding_multiplier", "quantization_config"}) {
         if (reader.present(key)) reader.complain("`{}` = {} is not implemented", key, reader.at(key).dump());
+    }
+}
+
+/// The activation of a feed-forward without a gate.
+void read_activation(ConfigReader& reader, ModelConfig& config) {
+    const char* key = config.family->keys.activation;
+    const std::string name =
+        reader.present(key) && reader.at(key).is_string() ? reader.at(key).get<std::string>() : std::string();
+    if (name == "gelu") {
+        config.activation = Activation::gelu;
+    } else if (name == "relu") {
+        config.activation = Activation::relu;
+    } else if (name == "gelu_new" || name == "gelu_pytorch_tanh" ||
+               (!reader.present(key) && config.family->activation == "gelu_new")) {
+        config.activation = Activation::gelu_tanh;
+    } else {
+        reader.complain("`{}` = {} is not implemented (only gelu_new, gelu_pytorch_tanh, gelu and relu)", key,
+                        reader.present(key) ? reader.at(key).dump() : "missing");
     }
 }
 
@@ -161,11 +183,14 @@ const ModelFamily& family_of(const json& object, const std::string& path) {
 }  // namespace
 
 std::int64_t ModelConfig::parameters() const {
+    const std::int64_t norm = (family->layer_norm ? 2 : 1) * hidden_size;
     const std::int64_t per_layer = hidden_size * (query_width() + 2 * kv_width()) + query_width() * hidden_size +
-                                   3 * hidden_size * intermediate_size + 2 * hidden_size +
+                                   hidden_size * (up_width() + intermediate_size) + 2 * norm +
                                    (family->qkv_bias ? query_width() + 2 * kv_width() : 0) +
+                                   (family->linear_bias ? up_width() + 2 * hidden_size : 0) +
                                    (family->qk_norm ? 2 * head_size : 0);
-    return layers * per_layer + hidden_size + vocab_size * hidden_size * (tied_head ? 1 : 2);
+    const std::int64_t positions = family->learned_positions ? max_positions * hidden_size : 0;
+    return layers * per_layer + norm + positions + vocab_size * hidden_size * (tied_head ? 1 : 2);
 }
 
 ModelConfig read_model_config(const std::filesystem::path& folder) {
@@ -188,65 +213,40 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
     ConfigReader reader(object, path.string());
     ModelConfig config;
     config.family = &family_of(object, path.string());
+    const ModelFamily& family = *config.family;
+    const ConfigKeys& keys = family.keys;
     config.vocab_size = reader.positive("vocab_size");
-    config.hidden_size = reader.positive("hidden_size");
-    config.intermediate_size = reader.positive("intermediate_size");
-    config.layers = reader.positive("num_hidden_layers");
-    config.heads = reader.positive("num_attention_heads");
-    config.kv_heads = reader.positive("num_key_value_heads", config.heads);
-    config.head_size = reader.positive("head_dim", std::max<std::int64_t>(1, config.hidden_size / config.heads));
-    config.max_positions = reader.positive("max_position_embeddings", 2048);
-    config.rms_eps = reader.number("rms_norm_eps", 1e-6);
-    config.tied_head = reader.flag("tie_word_embeddings", config.family->tied_head);
-    read_rope(reader, config);
+    config.hidden_size = reader.positive(keys.hidden_size);
+    // GPT-2's may be null, and is this then.
+    config.intermediate_size = reader.positive(keys.intermediate_size, family.gated ? 0 : 4 * config.hidden_size);
+    config.layers = reader.positive(keys.layers);
+    config.heads = reader.positive(keys.heads);
+    config.kv_heads = family.learned_positions ? config.heads : reader.positive("num_key_value_heads", config.heads);
+    const std::int64_t even_share = std::max<std::int64_t>(1, config.hidden_size / config.heads);
+    config.head_size = family.learned_positions ? even_share : reader.positive("head_dim", even_share);
+    config.max_positions = reader.positive(keys.max_positions, family.learned_positions ? 0 : 2048);
+    config.rms_eps = reader.number(keys.norm_eps, family.layer_norm ? 1e-5 : 1e-6);
+    config.tied_head = reader.flag("tie_word_embeddings", family.tied_head);
+    if (family.learned_positions) {
+        if (config.hidden_size % config.heads != 0) {
+            reader.complain("`{}` = {} is no multiple of `{}` = {}", keys.hidden_size, config.hidden_size, keys.heads,
+                            config.heads);
+        }
+    } else {
+        read_rope(reader, config);
+        if (config.head_size % 2 != 0) {
+            reader.complain("head_dim {} is odd: rotary positions need pairs", config.head_size);
+        }
+    }
+    if (!family.gated) read_activation(reader, config);
     read_tokens(reader, config);
     read_window(reader, *config.family, config);
     refuse_unimplemented(reader, *config.family);
     if (config.heads % config.kv_heads != 0) {
         reader.complain("{} attention heads are no multiple of {} key/value heads", config.heads, config.kv_heads);
     }
-    if (config.head_size % 2 != 0) reader.complain("head_dim {} is odd: rotary positions need pairs", config.head_size);
     reader.finish();
     return config;
-}
-
-std::string write_model_config(const ModelConfig& config, const std::string& dtype) {
-    const ModelFamily& family = *config.family;
-    json object{{"architectures", {family.architecture}},
-                {"model_type", family.model_type},
-                {"vocab_size", config.vocab_size},
-                {"hidden_size", config.hidden_size},
-                {"intermediate_size", config.intermediate_size},
-                {"num_hidden_layers", config.layers},
-                {"num_attention_heads", config.heads},
-                {"num_key_value_heads", config.kv_heads},
-                {"head_dim", config.head_size},
-                {"max_position_embeddings", config.max_positions},
-                {"rms_norm_eps", config.rms_eps},
-                {"rope_theta", config.rope_theta},
-                {"hidden_act", family.activation},
-                {"attention_bias", false},
-                {"mlp_bias", false},
-                {"tie_word_embeddings", config.tied_head},
-                {"torch_dtype", dtype}};
-    if (config.rotary.kind != RotaryKind::plain) {
-        json& rope = object["rope_scaling"];
-        rope = {{"rope_type", name_of(config.rotary.kind)}, {"factor", config.rotary.factor}};
-        if (config.rotary.kind == RotaryKind::llama3) {
-            rope["low_freq_factor"] = config.rotary.low_frequency;
-            rope["high_freq_factor"] = config.rotary.high_frequency;
-            rope["original_max_position_embeddings"] = static_cast<std::int64_t>(config.rotary.original_positions);
-        }
-    }
-    // The classes have windows of their own where nothing is said.
-    if (family.window == WindowRule::always) {
-        object["sliding_window"] = config.sliding_window > 0 ? json(config.sliding_window) : json(nullptr);
-    }
-    if (family.window == WindowRule::flagged) object["use_sliding_window"] = false;
-    if (config.bos_id >= 0) object["bos_token_id"] = config.bos_id;
-    if (config.eos_ids.size() == 1) object["eos_token_id"] = config.eos_ids.front();
-    if (config.eos_ids.size() > 1) object["eos_token_id"] = config.eos_ids;
-    return object.dump(2) + "\n";
 }
 
 }  // namespace hetlora

@@ -21,16 +21,16 @@ Engine::Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOp
     : weights_(std::move(weights)),
       layout_(layout),
       options_(options),
-      placement_(weights_.layer.size(), std::vector<int>(target_count, -1)),
+      placement_(weights_.layer.size(), std::vector<int>(layer_matrix_count, -1)),
       first_adapted_(weights_.layer.size()),
       residual_dtype_(weights_.final_norm_D.scalar_type()),
       activation_dtype_(weights_.embedding_VD.scalar_type()),
       arena_(activation_dtype_, weights_.embedding_VD.device()),
       scratch_(activation_dtype_, weights_.embedding_VD.device()) {
-    const auto& names = lora_target_names();
+    const std::vector<LoraTarget> targets = lora_targets(*weights_.config.family);
     for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
         const auto& matrix = layout.matrices[m];
-        const auto target = std::ranges::find(names, matrix.target) - names.begin();
+        const auto target = std::ranges::find(targets, matrix.target, &LoraTarget::name)->matrix;
         placement_.at(static_cast<std::size_t>(matrix.layer)).at(static_cast<std::size_t>(target)) =
             static_cast<int>(m);
         first_adapted_ = std::min(first_adapted_, static_cast<std::size_t>(matrix.layer));
@@ -59,7 +59,9 @@ Engine::Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOp
 
 std::int64_t Engine::frozen_bytes() const {
     std::int64_t bytes = head_.bytes();
-    bytes += static_cast<std::int64_t>(weights_.rotary.cos.nbytes() + weights_.rotary.sin.nbytes());
+    for (const at::Tensor& table : {weights_.rotary.cos, weights_.rotary.sin, weights_.position_PD}) {
+        if (table.defined()) bytes += static_cast<std::int64_t>(table.nbytes());
+    }
     for (const auto& layer : frozen_)
         bytes += layer.qkv.bytes() + layer.o.bytes() + layer.gate_up.bytes() + layer.down.bytes();
     const bool embedding_is_head = weights_.config.tied_head && options_.gemm == GemmPath::mkl;
@@ -141,7 +143,7 @@ at::Tensor Engine::logits(const TokenBatch& batch) {
     }
     const at::Tensor rows_LD = x_ND.index_select(0, batch.loss_row_L);
     at::Tensor normed_LD = scratch_.take(rows_LD.sizes());
-    ops::rms_norm(rows_LD, weights_.final_norm_D, weights_.config.rms_eps, normed_LD, {});
+    RowNorm{weights_.final_norm_D, weights_.final_norm_bias_D, weights_.config.rms_eps}.forward(rows_LD, normed_LD, {});
     return head_.forward(normed_LD, scratch_).to(residual_dtype_, /*non_blocking=*/false, /*copy=*/true);
 }
 
@@ -152,6 +154,7 @@ at::Tensor Engine::forward(const TokenBatch& batch, const LoraPass& pass, std::v
     } else {
         x_ND.copy_(weights_.embedding_VD.index_select(0, batch.token_N));
     }
+    if (weights_.position_PD.defined()) x_ND.add_(weights_.position_PD.index_select(0, batch.position_N));
     at::Tensor spare_ND;  // where nothing of a layer is kept, two buffers take turns
     for (std::size_t l = 0; l < weights_.layer.size(); ++l) {
         const bool differentiated = saved != nullptr && l >= first_adapted_;
@@ -178,6 +181,7 @@ RowLossTensors Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at:
     const std::int64_t L = batch.loss_row_L.size(0);
     const std::int64_t D = weights_.config.hidden_size;
     const bool want_gradient = dx_ND.defined();
+    const RowNorm norm{weights_.final_norm_D, weights_.final_norm_bias_D, weights_.config.rms_eps};
     const RowLossTensors losses{.loss_L = arena_.take({L}, at::kDouble), .correct_L = arena_.take({L}, at::kByte)};
     if (L == 0) return losses;
     const std::int64_t scratch_mark = scratch_.mark();
@@ -187,7 +191,7 @@ RowLossTensors Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at:
     {
         const PartTimer timer(StepPart::norm_rotary);
         at::index_select_out(rows_LD, x_ND, 0, batch.loss_row_L);
-        ops::rms_norm(rows_LD, weights_.final_norm_D, weights_.config.rms_eps, normed_LD, rstd_L);
+        norm.forward(rows_LD, normed_LD, rstd_L);
     }
     at::Tensor d_normed_LD = want_gradient ? scratch_.take({L, D}) : at::Tensor();
     for (std::int64_t begin = 0; begin < L; begin += head_chunk_rows) {
@@ -214,7 +218,7 @@ RowLossTensors Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at:
     if (want_gradient) {
         const PartTimer timer(StepPart::norm_rotary);
         at::Tensor d_rows_LD = scratch_.take({L, D}, residual_dtype_).zero_();
-        ops::rms_norm_backward(d_normed_LD, rows_LD, weights_.final_norm_D, rstd_L, d_rows_LD);
+        norm.backward(d_normed_LD, rows_LD, rstd_L, d_rows_LD);
         dx_ND.index_copy_(0, batch.loss_row_L, d_rows_LD);
     }
     scratch_.release(scratch_mark);

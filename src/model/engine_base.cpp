@@ -14,11 +14,12 @@ void Engine::keep_changeable() {
     for (std::size_t l = 0; l < weights_.layer.size(); ++l) {
         LayerWeights& layer = weights_.layer[l];
         const std::size_t first = changeable_.size();
-        // Targets are q, k, v, o, gate, up, down: where their rows begin in the stacked matrix.
+        // By LayerMatrix: where their rows begin in the stacked matrix.
         const std::int64_t query = config.query_width();
-        const BaseRows rows[] = {{first, 0},     {first, query}, {first, query + config.kv_width()},
-                                 {first + 1, 0}, {first + 2, 0}, {first + 2, config.intermediate_size},
-                                 {first + 3, 0}};
+        const BaseRows rows[] = {
+            {first, 0},     {first, query}, {first, query + config.kv_width()},
+            {first + 1, 0}, {first + 2, 0}, {first + 2, config.up_width() - config.intermediate_size},
+            {first + 3, 0}, {first, 0}};
         for (at::Tensor* dense : {&layer.qkv_XD, &layer.o_DX, &layer.gate_up_ID, &layer.down_DI}) {
             changeable_.emplace_back().dense = dense;
         }

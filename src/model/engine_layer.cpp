@@ -45,37 +45,18 @@ void cached_attention(KeyValueCache& cache, std::size_t l, const at::Tensor& q_N
     }
 }
 
-/// A heads' norm and its weight; x is a column slice that holds `heads` heads in every row.
-struct HeadNorm {
-    const at::Tensor& weight_E;
-    double eps = 0.0;
-
-    /// x <- norm(x), head by head; x as it was and the norms' factors go where the backward finds them.
-    void forward(at::Tensor x, at::Tensor& raw_ME, at::Tensor& rstd_M, Arena& arena, Arena& scratch) const {
-        const std::int64_t E = weight_E.size(0);
-        const std::int64_t M = x.numel() / E;
-        raw_ME = arena.take({M, E}, weight_E.scalar_type());
-        rstd_M = arena.take({M}, weight_E.scalar_type());
-        raw_ME.view({x.size(0), x.size(1)}).copy_(x);
-        const std::int64_t mark = scratch.mark();
-        at::Tensor normed_ME = scratch.take({M, E}, x.scalar_type());
-        ops::rms_norm(raw_ME, weight_E, eps, normed_ME, rstd_M);
-        x.copy_(normed_ME.view({x.size(0), x.size(1)}));
-        scratch.release(mark);
-    }
-    /// dx <- gradient with respect to the norm's input, from that with respect to its output.
-    void backward(at::Tensor dx, const at::Tensor& raw_ME, const at::Tensor& rstd_M, Arena& scratch) const {
-        const std::int64_t mark = scratch.mark();
-        at::Tensor dy_ME = scratch.take(raw_ME.sizes(), dx.scalar_type());
-        at::Tensor d_raw_ME = scratch.take(raw_ME.sizes(), raw_ME.scalar_type()).zero_();
-        dy_ME.view({dx.size(0), dx.size(1)}).copy_(dx);
-        ops::rms_norm_backward(dy_ME, raw_ME, weight_E, rstd_M, d_raw_ME);
-        dx.copy_(d_raw_ME.view({dx.size(0), dx.size(1)}));
-        scratch.release(mark);
-    }
-};
-
 }  // namespace
+
+at::Tensor Engine::activated(const at::Tensor& gate_up) {
+    const PartTimer timer(StepPart::swiglu);
+    at::Tensor product_NI = scratch_.take({gate_up.size(0), weights_.config.intermediate_size});
+    if (weights_.config.family->gated) {
+        ops::swiglu(gate_up, product_NI);
+    } else {
+        ops::activate(gate_up, weights_.config.activation, product_NI);
+    }
+    return product_NI;
+}
 
 at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const at::Tensor& x_ND,
                                  Saved* saved) {
@@ -86,8 +67,11 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     const std::int64_t Q = config.query_width();
     const std::int64_t KV = config.kv_width();
     const std::int64_t I = config.intermediate_size;
+    const std::int64_t up_first = config.up_width() - I;  // behind the gate, where there is one
+    const RowNorm input_norm{layer.input_norm_D, layer.input_norm_bias_D, config.rms_eps};
+    const RowNorm mlp_norm{layer.mlp_norm_D, layer.mlp_norm_bias_D, config.rms_eps};
     const std::int64_t scratch_mark = scratch_.mark();
-    std::vector<std::vector<at::Tensor>> z(target_count);
+    std::vector<std::vector<at::Tensor>> z(layer_matrix_count);
     const auto adapt = [&](std::initializer_list<int> targets, const at::Tensor& input,
                            std::initializer_list<at::Tensor> outputs) {
         if (pass.runs.empty() || !adapted(l, targets)) return;
@@ -105,7 +89,7 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     at::Tensor normed_ND = scratch_.take(x_ND.sizes());
     {
         const PartTimer timer(StepPart::norm_rotary);
-        ops::rms_norm(x_ND, layer.input_norm_D, config.rms_eps, normed_ND, rstd_N);
+        input_norm.forward(x_ND, normed_ND, rstd_N);
     }
     at::Tensor qkv_NX;
     {
@@ -116,7 +100,7 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     const at::Tensor q = qkv_NX.narrow(1, 0, Q);
     const at::Tensor k = qkv_NX.narrow(1, Q, KV);
     const at::Tensor v = qkv_NX.narrow(1, Q + KV, KV);
-    adapt({q_proj, k_proj, v_proj}, normed_ND, {q, k, v});
+    adapt({q_proj, k_proj, v_proj, qkv_proj}, normed_ND, {q, k, v, qkv_NX});
     HeadNorms head_norms;
     {
         const PartTimer timer(StepPart::norm_rotary);
@@ -124,8 +108,10 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
             HeadNorm{layer.q_norm_E, config.rms_eps}.forward(q, head_norms.q_ME, head_norms.q_rstd_M, arena_, scratch_);
             HeadNorm{layer.k_norm_E, config.rms_eps}.forward(k, head_norms.k_ME, head_norms.k_rstd_M, arena_, scratch_);
         }
-        ops::rotary(q, config.heads, config.head_size, weights_.rotary, batch.position_N, +1);
-        ops::rotary(k, config.kv_heads, config.head_size, weights_.rotary, batch.position_N, +1);
+        if (weights_.rotary.cos.defined()) {
+            ops::rotary(q, config.heads, config.head_size, weights_.rotary, batch.position_N, +1);
+            ops::rotary(k, config.kv_heads, config.head_size, weights_.rotary, batch.position_N, +1);
+        }
     }
     at::Tensor attended_NQ = arena_.take({N, Q});
     at::Tensor lse_NH = arena_.take({N, config.heads}, residual_dtype_);
@@ -140,29 +126,28 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
         const PartTimer timer(StepPart::frozen_gemm, frozen.o.flops(N));
         middle_ND = frozen.o.forward_add(attended_NQ, x_ND, arena_);
     }
+    if (layer.o_bias_D.defined()) middle_ND.add_(layer.o_bias_D);
     adapt({o_proj}, attended_NQ, {middle_ND});
 
     at::Tensor middle_rstd_N = arena_.take({N}, residual_dtype_);
     {
         const PartTimer timer(StepPart::norm_rotary);
-        ops::rms_norm(middle_ND, layer.mlp_norm_D, config.rms_eps, normed_ND, middle_rstd_N);
+        mlp_norm.forward(middle_ND, normed_ND, middle_rstd_N);
     }
     at::Tensor gate_up_N2I;
     {
         const PartTimer timer(StepPart::frozen_gemm, frozen.gate_up.flops(N));
         gate_up_N2I = frozen.gate_up.forward(normed_ND, arena_);
     }
-    adapt({gate_proj, up_proj}, normed_ND, {gate_up_N2I.narrow(1, 0, I), gate_up_N2I.narrow(1, I, I)});
-    at::Tensor product_NI = scratch_.take({N, I});
-    {
-        const PartTimer timer(StepPart::swiglu);
-        ops::swiglu(gate_up_N2I, product_NI);
-    }
+    if (layer.up_bias_I.defined()) gate_up_N2I.add_(layer.up_bias_I);
+    adapt({gate_proj, up_proj}, normed_ND, {gate_up_N2I.narrow(1, 0, I), gate_up_N2I.narrow(1, up_first, I)});
+    const at::Tensor product_NI = activated(gate_up_N2I);
     at::Tensor out_ND;
     {
         const PartTimer timer(StepPart::frozen_gemm, frozen.down.flops(N));
         out_ND = frozen.down.forward_add(product_NI, middle_ND, arena_);
     }
+    if (layer.down_bias_D.defined()) out_ND.add_(layer.down_bias_D);
     adapt({down_proj}, product_NI, {out_ND});
     scratch_.release(scratch_mark);
 
@@ -190,6 +175,9 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
     const std::int64_t Q = config.query_width();
     const std::int64_t KV = config.kv_width();
     const std::int64_t I = config.intermediate_size;
+    const std::int64_t up_first = config.up_width() - I;  // behind the gate, where there is one
+    const RowNorm input_norm{layer.input_norm_D, layer.input_norm_bias_D, config.rms_eps};
+    const RowNorm mlp_norm{layer.mlp_norm_D, layer.mlp_norm_bias_D, config.rms_eps};
     const std::int64_t scratch_mark = scratch_.mark();
     const auto through = [&](const FrozenLinear& linear, const at::Tensor& dy) {
         const PartTimer timer(StepPart::frozen_gemm, linear.flops(N));
@@ -209,41 +197,40 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
         }
         scratch_.release(mark);
     };
-    const auto norm = [&](const at::Tensor& x, const at::Tensor& w) {
+    const auto normed = [&](const RowNorm& norm, const at::Tensor& x) {
         const PartTimer timer(StepPart::norm_rotary);
         at::Tensor normed_ND = scratch_.take(x.sizes());
-        ops::rms_norm(x, w, config.rms_eps, normed_ND, {});
+        norm.forward(x, normed_ND, {});
         return normed_ND;
     };
-    const auto norm_backward = [&](const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w,
+    const auto norm_backward = [&](const RowNorm& norm, const at::Tensor& dy, const at::Tensor& x,
                                    const at::Tensor& rstd) {
         const PartTimer timer(StepPart::norm_rotary);
-        ops::rms_norm_backward(dy, x, w, rstd, dx_ND);
+        norm.backward(dy, x, rstd, dx_ND);
     };
 
-    // Feed-forward: out = middle + down(silu(gate) * up)
+    // Feed-forward: out = middle + down(silu(gate) * up), or down(activation(up))
     {
         const at::Tensor dx_narrow = as(dx_ND, activation_dtype_);
         const at::Tensor d_product_NI = through(frozen.down, dx_narrow);
         if (adapted(l, {down_proj})) {
-            at::Tensor product_NI = scratch_.take({N, I});
-            {
-                const PartTimer timer(StepPart::swiglu);
-                ops::swiglu(saved.gate_up_N2I, product_NI);
-            }
-            adapt({down_proj}, {dx_ND}, product_NI, d_product_NI);
+            adapt({down_proj}, {dx_ND}, activated(saved.gate_up_N2I), d_product_NI);
         }
-        at::Tensor d_gate_up_N2I = scratch_.take({N, 2 * I});
+        at::Tensor d_gate_up_N2I = scratch_.take({N, config.up_width()});
         {
             const PartTimer timer(StepPart::swiglu);
-            ops::swiglu_backward(d_product_NI, saved.gate_up_N2I, d_gate_up_N2I);
+            if (config.family->gated) {
+                ops::swiglu_backward(d_product_NI, saved.gate_up_N2I, d_gate_up_N2I);
+            } else {
+                ops::activate_backward(d_product_NI, saved.gate_up_N2I, config.activation, d_gate_up_N2I);
+            }
         }
         const at::Tensor d_normed_ND = through(frozen.gate_up, d_gate_up_N2I);
         if (adapted(l, {gate_proj, up_proj})) {
-            adapt({gate_proj, up_proj}, {d_gate_up_N2I.narrow(1, 0, I), d_gate_up_N2I.narrow(1, I, I)},
-                  norm(saved.middle_ND, layer.mlp_norm_D), d_normed_ND);
+            adapt({gate_proj, up_proj}, {d_gate_up_N2I.narrow(1, 0, I), d_gate_up_N2I.narrow(1, up_first, I)},
+                  normed(mlp_norm, saved.middle_ND), d_normed_ND);
         }
-        norm_backward(d_normed_ND, saved.middle_ND, layer.mlp_norm_D, saved.middle_rstd_N);
+        norm_backward(mlp_norm, d_normed_ND, saved.middle_ND, saved.middle_rstd_N);
     }
     scratch_.release(scratch_mark);
 
@@ -264,8 +251,10 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
     }
     {
         const PartTimer timer(StepPart::norm_rotary);
-        ops::rotary(part(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);
-        ops::rotary(part(d_qkv_NX, 1), config.kv_heads, config.head_size, weights_.rotary, batch.position_N, -1);
+        if (weights_.rotary.cos.defined()) {
+            ops::rotary(part(d_qkv_NX, 0), config.heads, config.head_size, weights_.rotary, batch.position_N, -1);
+            ops::rotary(part(d_qkv_NX, 1), config.kv_heads, config.head_size, weights_.rotary, batch.position_N, -1);
+        }
         if (layer.q_norm_E.defined()) {
             const HeadNorms& before = saved.head_norms;
             HeadNorm{layer.q_norm_E, config.rms_eps}.backward(part(d_qkv_NX, 0), before.q_ME, before.q_rstd_M,
@@ -276,11 +265,11 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
     }
     const bool go_on = l > first_adapted_;  // below the first adapted layer nobody asks for a gradient
     const at::Tensor d_normed_ND = go_on ? through(frozen.qkv, d_qkv_NX) : at::Tensor();
-    if (adapted(l, {q_proj, k_proj, v_proj})) {
-        adapt({q_proj, k_proj, v_proj}, {part(d_qkv_NX, 0), part(d_qkv_NX, 1), part(d_qkv_NX, 2)},
-              norm(saved.x_ND, layer.input_norm_D), d_normed_ND);
+    if (adapted(l, {q_proj, k_proj, v_proj, qkv_proj})) {
+        adapt({q_proj, k_proj, v_proj, qkv_proj}, {part(d_qkv_NX, 0), part(d_qkv_NX, 1), part(d_qkv_NX, 2), d_qkv_NX},
+              normed(input_norm, saved.x_ND), d_normed_ND);
     }
-    if (go_on) norm_backward(d_normed_ND, saved.x_ND, layer.input_norm_D, saved.rstd_N);
+    if (go_on) norm_backward(input_norm, d_normed_ND, saved.x_ND, saved.rstd_N);
     scratch_.release(scratch_mark);
 }
 

@@ -8,31 +8,59 @@
 namespace hetlora {
 
 const std::vector<ModelFamily>& model_families() {
-    static const std::vector<ModelFamily> families{{.model_type = "llama",
-                                                    .architecture = "LlamaForCausalLM",
-                                                    .members = "Llama 2, 3, 3.1 and 3.2, TinyLlama, SmolLM, SmolLM2",
-                                                    .prefix = "model.",
-                                                    .activation = "silu"},
-                                                   {.model_type = "mistral",
-                                                    .architecture = "MistralForCausalLM",
-                                                    .members = "Mistral 7B",
-                                                    .prefix = "model.",
-                                                    .activation = "silu",
-                                                    .window = WindowRule::always},
-                                                   {.model_type = "qwen2",
-                                                    .architecture = "Qwen2ForCausalLM",
-                                                    .members = "Qwen2, Qwen2.5",
-                                                    .prefix = "model.",
-                                                    .activation = "silu",
-                                                    .qkv_bias = true,
-                                                    .window = WindowRule::flagged},
-                                                   {.model_type = "qwen3",
-                                                    .architecture = "Qwen3ForCausalLM",
-                                                    .members = "Qwen3",
-                                                    .prefix = "model.",
-                                                    .activation = "silu",
-                                                    .qk_norm = true,
-                                                    .window = WindowRule::flagged}};
+    static const std::vector<ModelFamily> families{
+        {.model_type = "llama",
+         .architecture = "LlamaForCausalLM",
+         .members = "Llama 2, 3, 3.1 and 3.2, TinyLlama, SmolLM, SmolLM2",
+         .prefix = "model.",
+         .activation = "silu"},
+        {.model_type = "mistral",
+         .architecture = "MistralForCausalLM",
+         .members = "Mistral 7B",
+         .prefix = "model.",
+         .activation = "silu",
+         .window = WindowRule::always},
+        {.model_type = "qwen2",
+         .architecture = "Qwen2ForCausalLM",
+         .members = "Qwen2, Qwen2.5",
+         .prefix = "model.",
+         .activation = "silu",
+         .qkv_bias = true,
+         .window = WindowRule::flagged},
+        {.model_type = "qwen3",
+         .architecture = "Qwen3ForCausalLM",
+         .members = "Qwen3",
+         .prefix = "model.",
+         .activation = "silu",
+         .qk_norm = true,
+         .window = WindowRule::flagged},
+        {.model_type = "gpt2",
+         .architecture = "GPT2LMHeadModel",
+         .members = "GPT-2, DistilGPT2",
+         .prefix = "transformer.",
+         .activation = "gelu_new",
+         .keys = {.hidden_size = "n_embd",
+                  .intermediate_size = "n_inner",
+                  .layers = "n_layer",
+                  .heads = "n_head",
+                  .max_positions = "n_positions",
+                  .norm_eps = "layer_norm_epsilon",
+                  .activation = "activation_function"},
+         .names = {.embedding = "wte",
+                   .positions = "wpe",
+                   .layer = "h.",
+                   .attention_norm = "ln_1",
+                   .mlp_norm = "ln_2",
+                   .final_norm = "ln_f",
+                   .matrix = {"", "", "", "attn.c_proj", "", "mlp.c_fc", "mlp.c_proj", "attn.c_attn"}},
+         .qkv_bias = true,
+         .tied_head = true,
+         .layer_norm = true,
+         .gated = false,
+         .linear_bias = true,
+         .learned_positions = true,
+         .transposed = true,
+         .base_prefix_optional = true}};
     return families;
 }
 
@@ -40,6 +68,30 @@ const ModelFamily* find_model_family(std::string_view model_type) {
     const auto& families = model_families();
     const auto found = std::ranges::find(families, model_type, &ModelFamily::model_type);
     return found == families.end() ? nullptr : &*found;
+}
+
+std::vector<LoraTarget> lora_targets(const ModelFamily& family) {
+    const auto& modules = family.names.matrix;
+    // The fused matrix stands where q, k and v do.
+    constexpr LayerMatrix order[] = {q_proj, k_proj, v_proj, qkv_proj, o_proj, gate_proj, up_proj, down_proj};
+    const auto shared = [&](std::string_view end, LayerMatrix own) {
+        for (const LayerMatrix other : order) {
+            const std::string path = "." + std::string(modules[other]);
+            if (other != own && path.ends_with("." + std::string(end))) return true;
+        }
+        return false;
+    };
+    std::vector<LoraTarget> targets;
+    for (const LayerMatrix matrix : order) {
+        const std::string_view module = modules[matrix];
+        if (module.empty()) continue;
+        std::size_t from = module.rfind('.');
+        while (from != std::string_view::npos && shared(module.substr(from + 1), matrix)) {
+            from = from == 0 ? std::string_view::npos : module.rfind('.', from - 1);
+        }
+        targets.push_back({.matrix = matrix, .name = std::string(module.substr(from + 1))});  // npos + 1 is 0
+    }
+    return targets;
 }
 
 std::string supported_families() {

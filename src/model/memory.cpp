@@ -9,6 +9,7 @@ EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layou
     const std::int64_t Q = config.query_width();
     const std::int64_t X = Q + 2 * config.kv_width();
     const std::int64_t I = config.intermediate_size;
+    const std::int64_t up = config.up_width();
     const std::int64_t activation = geometry.activation_bytes;
     const std::int64_t residual = geometry.residual_bytes;
     std::int64_t first_adapted = config.layers;
@@ -19,21 +20,22 @@ EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layou
     // Per row, as Engine::Saved holds them, and the largest set of temporaries (those of a feed-forward's backward).
     const std::int64_t head_norms =
         config.family->qk_norm ? residual * (config.heads + config.kv_heads) * (config.head_size + 1) : 0;
-    const std::int64_t saved = activation * (X + Q + 2 * I) + head_norms +
-                               residual * (2 * D + config.heads + 2 + targets * geometry.lora_width);
+    const std::int64_t saved =
+        activation * (X + Q + up) + head_norms + residual * (2 * D + config.heads + 2 + targets * geometry.lora_width);
     const std::int64_t kept = geometry.recompute ? layers * residual * D + saved : layers * saved;
-    const std::int64_t temporary = activation * (4 * I + 2 * D + X) + residual * (2 * D);
+    const std::int64_t temporary = activation * (2 * I + up + 2 * D + X) + residual * (2 * D);
     EngineMemory memory;
     memory.bytes_per_row = kept + temporary + 3 * residual * D;
     memory.fixed_bytes = 2 * head_chunk_rows * config.vocab_size * activation + (std::int64_t{64} << 20);
     const std::int64_t embedding = config.vocab_size * D;
-    const std::int64_t matrices = config.layers * (X * D + D * Q + 3 * I * D);
+    const std::int64_t matrices = config.layers * (X * D + D * Q + (up + I) * D);
     const bool own_copies = geometry.frozen_copies != 1.0 || !config.tied_head;
     memory.frozen_bytes =
         activation *
             (embedding + static_cast<std::int64_t>(geometry.frozen_copies *
                                                    static_cast<double>(matrices + (own_copies ? embedding : 0)))) +
-        residual * config.usable_positions() * config.head_size;  // cosines and sines
+        (config.family->learned_positions ? activation * config.max_positions * D
+                                          : residual * config.usable_positions() * config.head_size);
     return memory;
 }
 

@@ -25,41 +25,64 @@ at::ScalarType scalar_type_of(const TensorInfo& info, const std::filesystem::pat
 }
 
 /// Buffers that old exporters wrote and that are recomputed, not read.
-bool is_recomputed_buffer(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
+bool is_recomputed_buffer(const std::string& name) {
+    return name.ends_with("rotary_emb.inv_freq") || name.ends_with(".attn.bias") ||
+           name.ends_with(".attn.masked_bias");  // GPT-2's causal masks
+}
 
 }  // namespace
 
 std::vector<NamedWeight> named_weights(const LlamaWeights& weights) {
     const ModelConfig& config = weights.config;
+    const ModelFamily& family = *config.family;
+    const ModuleNames& names = family.names;
     const std::int64_t q = config.query_width();
     const std::int64_t kv = config.kv_width();
     const std::int64_t width = config.intermediate_size;
     std::vector<NamedWeight> all;
-    const std::string model(config.family->prefix);
-    all.push_back({model + "embed_tokens.weight", weights.embedding_VD});
+    const std::string model(family.prefix);
+    std::string prefix = model;
+    const auto add = [&](std::string_view module, std::string_view kind, const at::Tensor& tensor) {
+        if (tensor.defined() && !module.empty()) all.push_back({fmt::format("{}{}.{}", prefix, module, kind), tensor});
+    };
+    const auto add_matrix = [&](LayerMatrix matrix, const at::Tensor& weight_OI) {
+        add(names.matrix[matrix], "weight", family.transposed ? weight_OI.t() : weight_OI);
+    };
+    const auto part = [](const at::Tensor& x, std::int64_t first, std::int64_t count) {
+        return x.defined() ? x.narrow(0, first, count) : x;
+    };
+    add(names.embedding, "weight", weights.embedding_VD);
+    add(names.positions, "weight", weights.position_PD);
     for (std::size_t l = 0; l < weights.layer.size(); ++l) {
         const LayerWeights& layer = weights.layer[l];
-        const std::string prefix = fmt::format("{}layers.{}.", model, l);
-        all.push_back({prefix + "input_layernorm.weight", layer.input_norm_D});
-        all.push_back({prefix + "self_attn.q_proj.weight", layer.qkv_XD.narrow(0, 0, q)});
-        all.push_back({prefix + "self_attn.k_proj.weight", layer.qkv_XD.narrow(0, q, kv)});
-        all.push_back({prefix + "self_attn.v_proj.weight", layer.qkv_XD.narrow(0, q + kv, kv)});
-        all.push_back({prefix + "self_attn.o_proj.weight", layer.o_DX});
-        if (layer.qkv_bias_X.defined()) {
-            all.push_back({prefix + "self_attn.q_proj.bias", layer.qkv_bias_X.narrow(0, 0, q)});
-            all.push_back({prefix + "self_attn.k_proj.bias", layer.qkv_bias_X.narrow(0, q, kv)});
-            all.push_back({prefix + "self_attn.v_proj.bias", layer.qkv_bias_X.narrow(0, q + kv, kv)});
-        }
+        prefix = fmt::format("{}{}{}.", model, names.layer, l);
+        add(names.attention_norm, "weight", layer.input_norm_D);
+        add(names.attention_norm, "bias", layer.input_norm_bias_D);
+        add_matrix(q_proj, layer.qkv_XD.narrow(0, 0, q));
+        add_matrix(k_proj, layer.qkv_XD.narrow(0, q, kv));
+        add_matrix(v_proj, layer.qkv_XD.narrow(0, q + kv, kv));
+        add_matrix(qkv_proj, layer.qkv_XD);
+        add_matrix(o_proj, layer.o_DX);
+        add(names.matrix[q_proj], "bias", part(layer.qkv_bias_X, 0, q));
+        add(names.matrix[k_proj], "bias", part(layer.qkv_bias_X, q, kv));
+        add(names.matrix[v_proj], "bias", part(layer.qkv_bias_X, q + kv, kv));
+        add(names.matrix[qkv_proj], "bias", layer.qkv_bias_X);
+        add(names.matrix[o_proj], "bias", layer.o_bias_D);
         if (layer.q_norm_E.defined()) {
             all.push_back({prefix + "self_attn.q_norm.weight", layer.q_norm_E});
             all.push_back({prefix + "self_attn.k_norm.weight", layer.k_norm_E});
         }
-        all.push_back({prefix + "post_attention_layernorm.weight", layer.mlp_norm_D});
-        all.push_back({prefix + "mlp.gate_proj.weight", layer.gate_up_ID.narrow(0, 0, width)});
-        all.push_back({prefix + "mlp.up_proj.weight", layer.gate_up_ID.narrow(0, width, width)});
-        all.push_back({prefix + "mlp.down_proj.weight", layer.down_DI});
+        add(names.mlp_norm, "weight", layer.mlp_norm_D);
+        add(names.mlp_norm, "bias", layer.mlp_norm_bias_D);
+        if (family.gated) add_matrix(gate_proj, layer.gate_up_ID.narrow(0, 0, width));
+        add_matrix(up_proj, layer.gate_up_ID.narrow(0, family.gated ? width : 0, width));
+        add(names.matrix[up_proj], "bias", layer.up_bias_I);
+        add_matrix(down_proj, layer.down_DI);
+        add(names.matrix[down_proj], "bias", layer.down_bias_D);
     }
-    all.push_back({model + "norm.weight", weights.final_norm_D});
+    prefix = model;
+    add(names.final_norm, "weight", weights.final_norm_D);
+    add(names.final_norm, "bias", weights.final_norm_bias_D);
     if (!config.tied_head) all.push_back({"lm_head.weight", weights.head_VD});
     return all;
 }
@@ -67,28 +90,40 @@ std::vector<NamedWeight> named_weights(const LlamaWeights& weights) {
 LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions& options) {
     LlamaWeights weights;
     weights.config = config;
+    const ModelFamily& family = *config.family;
     const std::int64_t D = config.hidden_size;
     const at::TensorOptions wide = options.dtype() == at::kBFloat16 ? options.dtype(at::kFloat) : options;
     weights.embedding_VD = at::empty({config.vocab_size, D}, options);
     for (std::int64_t l = 0; l < config.layers; ++l) {
-        weights.layer.push_back({.input_norm_D = at::empty({D}, wide),
-                                 .qkv_XD = at::empty({config.query_width() + 2 * config.kv_width(), D}, options),
-                                 .o_DX = at::empty({D, config.query_width()}, options),
-                                 .mlp_norm_D = at::empty({D}, wide),
-                                 .gate_up_ID = at::empty({2 * config.intermediate_size, D}, options),
-                                 .down_DI = at::empty({D, config.intermediate_size}, options),
-                                 .qkv_bias_X = {},
-                                 .q_norm_E = {},
-                                 .k_norm_E = {}});
-        LayerWeights& layer = weights.layer.back();
-        if (config.family->qkv_bias) layer.qkv_bias_X = at::empty({layer.qkv_XD.size(0)}, options);
-        if (config.family->qk_norm) {
+        LayerWeights& layer = weights.layer.emplace_back();
+        layer.input_norm_D = at::empty({D}, wide);
+        layer.qkv_XD = at::empty({config.query_width() + 2 * config.kv_width(), D}, options);
+        layer.o_DX = at::empty({D, config.query_width()}, options);
+        layer.mlp_norm_D = at::empty({D}, wide);
+        layer.gate_up_ID = at::empty({config.up_width(), D}, options);
+        layer.down_DI = at::empty({D, config.intermediate_size}, options);
+        if (family.qkv_bias) layer.qkv_bias_X = at::empty({layer.qkv_XD.size(0)}, options);
+        if (family.qk_norm) {
             layer.q_norm_E = at::empty({config.head_size}, wide);
             layer.k_norm_E = at::empty({config.head_size}, wide);
         }
+        if (family.layer_norm) {
+            layer.input_norm_bias_D = at::empty({D}, wide);
+            layer.mlp_norm_bias_D = at::empty({D}, wide);
+        }
+        if (family.linear_bias) {
+            layer.o_bias_D = at::empty({D}, wide);
+            layer.down_bias_D = at::empty({D}, wide);
+            layer.up_bias_I = at::empty({config.up_width()}, options);
+        }
     }
     weights.final_norm_D = at::empty({D}, wide);
+    if (family.layer_norm) weights.final_norm_bias_D = at::empty({D}, wide);
     weights.head_VD = config.tied_head ? weights.embedding_VD : at::empty({config.vocab_size, D}, options);
+    if (family.learned_positions) {
+        weights.position_PD = at::empty({config.max_positions, D}, options);
+        return weights;
+    }
     weights.rotary = ops::make_rotary_table(
         config.usable_positions(),
         rotary_frequencies(config.head_size, config.rope_theta, config.rotary, wide.dtype() == at::kFloat), wide);
@@ -105,7 +140,11 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
         for (const at::Tensor& matrix : {layer.qkv_XD, layer.o_DX, layer.gate_up_ID, layer.down_DI})
             prefer_huge_pages(matrix);
     }
-    for (const auto& [name, tensor] : named_weights(weights)) {
+    for (const auto& [full_name, tensor] : named_weights(weights)) {
+        const std::string_view prefix = config.family->prefix;
+        const bool bare = config.family->base_prefix_optional && !checkpoint.contains(full_name) &&
+                          full_name.starts_with(prefix) && checkpoint.contains(full_name.substr(prefix.size()));
+        const std::string name = bare ? full_name.substr(prefix.size()) : full_name;
         if (!checkpoint.contains(name)) {
             throw input_error(
                 "{}: tensor {} is missing: config.json promises {} layers; the checkpoint is incomplete or belongs "

@@ -78,7 +78,7 @@ std::string adapter_config(const AdapterLayout& layout, const AdapterExport& abo
     config["use_dora"] = false;
     config["lora_dropout"] = 0.0;
     config["bias"] = "none";
-    config["fan_in_fan_out"] = false;
+    config["fan_in_fan_out"] = about.fan_in_fan_out;
     config["inference_mode"] = true;
     config["target_modules"] = targets;
     config["modules_to_save"] = nullptr;

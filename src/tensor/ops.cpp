@@ -5,44 +5,12 @@
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
+#include "ops_dispatch.hpp"
 
 namespace hetlora::ops {
 namespace {
 
 bool aten_forced = false;
-
-/// Calls body(S{}) with the type that the kernels store the tensor's elements as.
-template <typename Body>
-void with_scalar(const at::Tensor& tensor, Body body) {
-    if (tensor.scalar_type() == at::kFloat) {
-        body(float{});
-    } else if (tensor.scalar_type() == at::kDouble) {
-        body(double{});
-    } else if (tensor.scalar_type() == at::kBFloat16) {
-        body(Bfloat16{});
-    } else {
-        throw bug_error("the CPU kernels have no {} version", c10::toString(tensor.scalar_type()));
-    }
-}
-
-template <typename S>
-using Compute = typename ComputeType<S>::type;
-
-/// The elements as the kernels know them.
-/// @pre the tensor's dtype is S's (data_ptr checks it, but for bfloat16, which goes by another name here)
-template <typename S>
-S* data_of(const at::Tensor& tensor) {
-    if constexpr (std::is_same_v<S, Bfloat16>) {
-        return reinterpret_cast<Bfloat16*>(tensor.data_ptr<at::BFloat16>());
-    } else {
-        return tensor.data_ptr<S>();
-    }
-}
-
-/// Rows per task so that a task has some ten thousand elements.
-std::int64_t row_grain(std::int64_t width) {
-    return std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(width, 1));
-}
 
 }  // namespace
 
@@ -165,7 +133,7 @@ void swiglu_backward(const at::Tensor& d_out, const at::Tensor& gate_up, at::Ten
 namespace {
 
 AttentionShape attention_shape(const at::Tensor& q, const at::Tensor& k, std::int64_t heads, std::int64_t kv_heads,
-                               const at::Tensor& out) {
+                               const at::Tensor& out, bool causal) {
     const std::int64_t head_size = q.size(1) / heads;
     return {.heads = heads,
             .kv_heads = kv_heads,
@@ -173,7 +141,8 @@ AttentionShape attention_shape(const at::Tensor& q, const at::Tensor& k, std::in
             .q_stride = q.stride(0),
             .kv_stride = k.stride(0),
             .out_stride = out.stride(0),
-            .scale = 1.0 / std::sqrt(static_cast<double>(head_size))};
+            .scale = 1.0 / std::sqrt(static_cast<double>(head_size)),
+            .causal = causal};
 }
 
 std::int64_t longest(const std::vector<AttentionSpan>& spans) {
@@ -185,9 +154,10 @@ std::int64_t longest(const std::vector<AttentionSpan>& spans) {
 }  // namespace
 
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
-               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse, const at::Tensor& place) {
-    if (!has_kernels(q)) return aten::attention(q, k, v, heads, kv_heads, spans, out, lse, place);
-    const AttentionShape shape = attention_shape(q, k, heads, kv_heads, out);
+               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse, const at::Tensor& place,
+               bool causal) {
+    if (!has_kernels(q)) return aten::attention(q, k, v, heads, kv_heads, spans, out, lse, place, causal);
+    const AttentionShape shape = attention_shape(q, k, heads, kv_heads, out, causal);
     const std::int64_t scratch_size = attention_scratch_size(longest(spans), shape.head_size);
     with_scalar(q, [&](auto zero) {
         using S = decltype(zero);
@@ -208,10 +178,10 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
                         const at::Tensor& lse, const at::Tensor& d_out, AttentionGradient gradient,
-                        const at::Tensor& place) {
+                        const at::Tensor& place, bool causal) {
     if (!has_kernels(q))
-        return aten::attention_backward(q, k, v, heads, kv_heads, spans, out, lse, d_out, gradient, place);
-    const AttentionShape shape = attention_shape(q, k, heads, kv_heads, out);
+        return aten::attention_backward(q, k, v, heads, kv_heads, spans, out, lse, d_out, gradient, place, causal);
+    const AttentionShape shape = attention_shape(q, k, heads, kv_heads, out, causal);
     if (gradient.q.stride(0) != shape.q_stride || gradient.k.stride(0) != shape.kv_stride ||
         gradient.v.stride(0) != shape.kv_stride || d_out.stride(0) != shape.out_stride) {
         throw bug_error("attention_backward: the gradients' row strides differ from those of q, k, v and out");

@@ -26,6 +26,42 @@ void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tens
     dx.add_(r * scaled - r.pow(3) * dot * x);
 }
 
+void layer_norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, double eps, at::Tensor y,
+                at::Tensor rstd) {
+    const at::Tensor centred = x - x.mean(1, /*keepdim=*/true);
+    const at::Tensor r = centred.square().mean(1, /*keepdim=*/true).add(eps).rsqrt();
+    y.copy_(centred * r * w + b);
+    if (rstd.defined()) rstd.copy_(r.squeeze(1));
+}
+
+void layer_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
+                         at::Tensor dx) {
+    const at::Tensor r = rstd.unsqueeze(1);
+    const at::Tensor normed = (x - x.mean(1, /*keepdim=*/true)) * r;
+    const at::Tensor scaled = dy * w;
+    const at::Tensor dot = (scaled * normed).mean(1, /*keepdim=*/true);
+    dx.add_(r * (scaled - scaled.mean(1, /*keepdim=*/true) - normed * dot));
+}
+
+void activate(const at::Tensor& x, Activation activation, at::Tensor out) {
+    const at::Tensor wide = x.to(wide_dtype(x));
+    if (activation == Activation::relu) {
+        out.copy_(at::relu(wide));
+    } else {
+        out.copy_(at::gelu(wide, activation == Activation::gelu ? "none" : "tanh"));
+    }
+}
+
+void activate_backward(const at::Tensor& d_out, const at::Tensor& x, Activation activation, at::Tensor dx) {
+    const at::Tensor wide = x.to(wide_dtype(x));
+    const at::Tensor d = d_out.to(wide.scalar_type());
+    if (activation == Activation::relu) {
+        dx.copy_(at::threshold_backward(d, wide, 0));
+    } else {
+        dx.copy_(at::gelu_backward(d, wide, activation == Activation::gelu ? "none" : "tanh"));
+    }
+}
+
 void rotary(at::Tensor x, std::int64_t heads, std::int64_t head_size, const ops::RotaryTable& table,
             const at::Tensor& position, int direction) {
     const std::int64_t half = head_size / 2;

@@ -1,8 +1,9 @@
-// Causal attention from ATen's own ops, all sequences of a batch at once: every device, every floating dtype.
+// Attention from ATen's own ops, causal or full, all sequences of a batch at once: every device, every floating dtype.
 //
 // The rows are laid out as a grid [S sequences, M longest]. Where sequences differ in length the places behind a short
-// one hold zeros: the causal mask hides them from its rows, and their own gradients are zero, so they add nothing.
-// Queries of one key/value head stand below each other, so that grouped queries need no repeated keys:
+// one hold zeros: the causal mask hides them from its rows (with full attention a mask of their own does), and their
+// own gradients are zero, so they add nothing. Queries of one key/value head stand below each other, so that grouped
+// queries need no repeated keys:
 //     scores [S*K, G*M, M] = scale q k^T,   p = exp(scores - lse),   out = p v
 //     ds = p o (d_out v^T - rowsum(out o d_out)) scale,   dq = ds k,   dk = ds^T q,   dv = p^T d_out
 // Products take operands of the activations' dtype and give float32 beside bfloat16, as fused attention kernels do.
@@ -50,9 +51,20 @@ struct Grid {
         target.narrow(0, row0, rows).copy_(place_N.defined() ? grid.index_select(0, place_N) : grid);
     }
 
-    /// [M, M], true where a key is later than the query.
-    [[nodiscard]] at::Tensor later(const at::Tensor& like) const {
-        return at::ones({longest, longest}, like.options().dtype(at::kBool)).triu_(1);
+    /// True at keys that a query must not see: later ones [M, M], or, with full attention, places without a row
+    /// [S*K, 1, 1, M] (undefined where every place has one).
+    [[nodiscard]] at::Tensor hidden_keys(const at::Tensor& like, bool causal) const {
+        const at::TensorOptions options = like.options().dtype(at::kBool);
+        if (causal) return at::ones({longest, longest}, options).triu_(1);
+        if (!place_N.defined()) return {};
+        return at::ones({sequences * longest}, options)
+            .index_fill_(0, place_N, 0)
+            .view({sequences, 1, 1, longest})
+            .repeat_interleave(kv_heads, 0);
+    }
+    /// Those of problems first, first + 1, ..., first + count - 1.
+    [[nodiscard]] static at::Tensor part_of(const at::Tensor& hidden, std::int64_t first, std::int64_t count) {
+        return hidden.defined() && hidden.dim() == 4 ? hidden.narrow(0, first, count) : hidden;
     }
 };
 
@@ -87,11 +99,12 @@ void in_parts(const Grid& grid, const at::Tensor& q, Body body) {
     for (std::int64_t first = 0; first < problems; first += part) body(first, std::min(part, problems - first));
 }
 
-/// scale q k^T, minus infinity at later keys.
+/// scale q k^T, minus infinity at hidden keys.
 at::Tensor masked_scores(const Grid& grid, const at::Tensor& q, const at::Tensor& k, double scale,
-                         const at::Tensor& later) {
+                         const at::Tensor& hidden) {
     at::Tensor scores = product(q, k.transpose(1, 2)).mul_(scale);
-    scores.unflatten(1, {grid.group, grid.longest}).masked_fill_(later, -std::numeric_limits<double>::infinity());
+    if (!hidden.defined()) return scores;
+    scores.unflatten(1, {grid.group, grid.longest}).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
     return scores;
 }
 
@@ -118,19 +131,20 @@ at::Tensor span_places(const std::vector<AttentionSpan>& spans, at::Device devic
 }
 
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
-               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse, const at::Tensor& place) {
+               const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse, const at::Tensor& place,
+               bool causal) {
     if (spans.empty()) return;
     const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(1) / heads));
     const Grid grid = make_grid(spans, heads, kv_heads, place, q.device());
     const at::Tensor q_grid = grid.spread(q, grid.group);
     const at::Tensor k_grid = grid.spread(k, 1);
     const at::Tensor v_grid = grid.spread(v, 1);
-    const at::Tensor later = grid.later(q);
+    const at::Tensor hidden = grid.hidden_keys(q, causal);
     std::vector<at::Tensor> outs;
     std::vector<at::Tensor> norms;
     in_parts(grid, q, [&](std::int64_t first, std::int64_t count) {
-        at::Tensor p =
-            masked_scores(grid, q_grid.narrow(0, first, count), k_grid.narrow(0, first, count), scale, later);
+        at::Tensor p = masked_scores(grid, q_grid.narrow(0, first, count), k_grid.narrow(0, first, count), scale,
+                                     Grid::part_of(hidden, first, count));
         norms.push_back(at::logsumexp(p, {2}, /*keepdim=*/true));
         p.sub_(norms.back()).exp_();
         outs.push_back(product(p.to(v.scalar_type()), v_grid.narrow(0, first, count)));
@@ -142,7 +156,7 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
                         const at::Tensor& lse, const at::Tensor& d_out, ops::AttentionGradient gradient,
-                        const at::Tensor& place) {
+                        const at::Tensor& place, bool causal) {
     if (spans.empty()) return;
     const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(1) / heads));
     const Grid grid = make_grid(spans, heads, kv_heads, place, q.device());
@@ -153,13 +167,15 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
     const at::Tensor lse_grid = grid.spread(lse, grid.group);
     const at::Tensor delta =
         (grid.spread(out, grid.group).to(lse.scalar_type()) * d_grid.to(lse.scalar_type())).sum({2}, /*keepdim=*/true);
-    const at::Tensor later = grid.later(q);
+    const at::Tensor hidden = grid.hidden_keys(q, causal);
     std::vector<at::Tensor> dq;
     std::vector<at::Tensor> dk;
     std::vector<at::Tensor> dv;
     in_parts(grid, q, [&](std::int64_t first, std::int64_t count) {
         const auto part = [&](const at::Tensor& x) { return x.narrow(0, first, count); };
-        const at::Tensor p = masked_scores(grid, part(q_grid), part(k_grid), scale, later).sub_(part(lse_grid)).exp_();
+        const at::Tensor p = masked_scores(grid, part(q_grid), part(k_grid), scale, Grid::part_of(hidden, first, count))
+                                 .sub_(part(lse_grid))
+                                 .exp_();
         const at::Tensor ds = product(part(d_grid), part(v_grid).transpose(1, 2))
                                   .sub_(part(delta))
                                   .mul_(p)

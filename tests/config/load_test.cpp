@@ -61,11 +61,10 @@ TEST(Load, a_file_is_read_with_comments_blanks_and_windows_line_ends) {
     EXPECT_EQ(settings.given.size(), 8U);
 }
 
-TEST(Load, all_linear_is_every_matrix) {
+TEST(Load, all_linear_stays_a_word_because_only_the_model_knows_its_matrices) {
     const auto settings = loaded("[lora]\ntargets = all-linear\n");
 
-    EXPECT_EQ(settings.lora.targets,
-              (Texts{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}));
+    EXPECT_EQ(settings.lora.targets, Texts{"all-linear"});
 }
 
 TEST(Load, the_command_line_wins_over_the_file) {
@@ -242,7 +241,7 @@ TEST(LoadProblem, lists_are_checked_part_by_part) {
     EXPECT_EQ(
         problems("", {"lora.targets=q_proj,w_proj"}),
         Texts{"command line: lora.targets = q_proj,w_proj: 'w_proj' is not one of q_proj, k_proj, v_proj, o_proj, "
-              "gate_proj, up_proj, down_proj; did you mean q_proj?"});
+              "gate_proj, up_proj, down_proj, c_attn, attn.c_proj, c_fc, mlp.c_proj; did you mean q_proj?"});
     EXPECT_EQ(problems("", {"lora.targets=q_proj,q_proj"}),
               Texts{"command line: lora.targets = q_proj,q_proj: 'q_proj' stands in the list twice"});
     EXPECT_EQ(problems("", {"lora.targets="}).size(), 1U);

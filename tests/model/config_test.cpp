@@ -159,7 +159,7 @@ TEST_F(ModelFolder, reports_all_problems_at_once) {
 }
 
 TEST_F(ModelFolder, refuses_another_architecture_and_broken_files) {
-    for (const char* type : {"gpt2", "mixtral", "gemma2", "qwen2_moe"}) {
+    for (const char* type : {"gptj", "mixtral", "gemma2", "qwen2_moe"}) {
         write_config("", type);
         EXPECT_NE(complaint().find(type), std::string::npos);
         for (const auto& family : model_families()) {
@@ -262,6 +262,29 @@ TEST(AdapterLayoutOf, targets_in_canonical_order) {
     EXPECT_THROW((void)make_adapter_layout(config, {"q_proj", "q_proj"}), Error);
     EXPECT_NO_THROW(check_lora_rank(layout, 4));
     EXPECT_THROW(check_lora_rank(layout, 5), Error);
+}
+
+TEST(AdapterLayoutOf, a_family_with_one_matrix_for_q_k_and_v_has_targets_of_its_own) {
+    ModelConfig config;
+    config.family = find_model_family("gpt2");
+    config.hidden_size = 8;
+    config.intermediate_size = 12;
+    config.layers = 1;
+    config.heads = config.kv_heads = 2;
+    config.head_size = 4;
+    const AdapterLayout layout = make_adapter_layout(config, {"all-linear"});
+    std::vector<std::string> targets;
+    for (const auto& matrix : layout.matrices) targets.push_back(matrix.target);
+    EXPECT_EQ(targets, (std::vector<std::string>{"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"}));
+    EXPECT_EQ(layout.matrices[0].name, "transformer.h.0.attn.c_attn");
+    EXPECT_EQ(layout.matrices[0].d_out, 24);
+    EXPECT_EQ(layout.matrices[3].d_in, 12);
+    try {
+        (void)make_adapter_layout(config, {"q_proj"});
+        FAIL() << "q_proj was taken";
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("c_attn, attn.c_proj, c_fc, mlp.c_proj"), std::string::npos);
+    }
 }
 
 }  // namespace

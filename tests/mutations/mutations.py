@@ -86,8 +86,8 @@ MUTATIONS = [
     Mutation(
         "attention sees later tokens of its block (causal mask)",
         ATTENTION,
-        "const int64_t seen = i0 + i + 1;\n            T largest",
-        "const int64_t seen = last_key(i0, i / 4 * 4, rows);\n            T largest",
+        "const int64_t seen = keys_seen.of_row(i0 + i);\n            T largest",
+        "const int64_t seen = keys_seen.last(i0, i / 4 * 4, rows);\n            T largest",
         ("tensor_test", "model_test"),
     ),
     # Local training

@@ -24,14 +24,29 @@ ROPE = {
 }  # fmt: skip
 
 
+#: model_type -> what its config calls the sizes; it has learned positions and no rotary rule
+OWN_KEYS = {
+    "gpt2": {
+        "n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
+    },
+}  # fmt: skip
+
+
 def build_family(folder: Path, family: str, rope: str = "default", seed: int = 0) -> Path:
     """Writes a random causal model (vocab 96, hidden 32, 2 layers) in which every part shows in the loss.
 
     The head is tied with rope other than default; a window wider than any test's sequences with rope "linear", where
     the family's class has windows that need no flag.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    if family in OWN_KEYS:
+        config = AutoConfig.for_model(
+            family, vocab_size=micro.VOCAB_SIZE, bos_token_id=micro.BOS, eos_token_id=micro.EOS,
+            initializer_range=0.18, **OWN_KEYS[family],
+        )  # fmt: skip
+        return _save(folder, config, seed)
     known = AutoConfig.for_model(family)
     changes = {"head_dim": 10} if getattr(known, "head_dim", None) else {}
     if hasattr(known, "sliding_window") and not hasattr(known, "use_sliding_window"):
@@ -42,11 +57,19 @@ def build_family(folder: Path, family: str, rope: str = "default", seed: int = 0
         tie_word_embeddings=rope != "default", bos_token_id=micro.BOS, eos_token_id=micro.EOS, pad_token_id=None,
         rope_parameters=ROPE[rope], initializer_range=0.18, **changes,
     )  # fmt: skip
+    return _save(folder, config, seed)
+
+
+def _save(folder: Path, config, seed: int) -> Path:
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):  # all ones would hide a forgotten norm weight
+            if name.endswith(
+                ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+            ):  # all ones would hide a forgotten norm weight
                 parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
             elif name.endswith(".bias"):
                 parameter.copy_(0.5 * torch.randn_like(parameter))
@@ -58,6 +81,8 @@ def build_family(folder: Path, family: str, rope: str = "default", seed: int = 0
 
 def as_transformers_4(config: dict) -> dict:
     """The same config.json as version 4 wrote it: rope_theta and rope_scaling, torch_dtype."""
+    if "rope_parameters" not in config:
+        return {key: value for key, value in config.items() if key != "dtype"} | {"torch_dtype": "float32"}
     old = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "layer_types")}
     rope = dict(config["rope_parameters"])
     old["rope_theta"] = rope.pop("rope_theta")

@@ -2,9 +2,9 @@
 
     python family_oracles.py OUT_DIR FAMILY...
 
-For every family and rotary rule writes OUT_DIR/<family>-<rule>/: a model folder, float32.safetensors and
-float64.safetensors as oracle_logits.py writes them (all matrices adapted, lora_rank 5, scale 2), and
-generated.safetensors with `prompt` and `generated`, int32: greedy tokens of the bare base.
+For every family and rotary rule (families with learned positions: "default") writes OUT_DIR/<family>-<rule>/: a model
+folder, float32.safetensors and float64.safetensors as oracle_logits.py writes them (all matrices adapted, lora_rank 5,
+scale 2), and generated.safetensors with `prompt` and `generated`, int32: greedy tokens of the bare base.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import oracle_logits
 import torch
-from families import ROPE, build_family
+from families import OWN_KEYS, ROPE, build_family
 from safetensors.torch import save_file
 
 NEW_TOKENS = 12
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     """Command line; see the file header."""
     out, families = Path(argv[0]), argv[1:]
     for family in families:
-        for rope in ROPE:
+        for rope in ("default",) if family in OWN_KEYS else ROPE:
             folder = build_family(out / f"{family}-{rope}", family, rope)
             for dtype in ("float32", "float64"):
                 arguments = Namespace(

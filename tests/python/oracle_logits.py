@@ -30,7 +30,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "analysis"))
-from hetlora.audit_model import adapter_layout, float64_parts, load_base  # noqa: E402
+from hetlora.audit_model import adapter_layout, float64_parts, is_transposed, load_base  # noqa: E402
 
 
 def make_sequences(vocab_size: int, lengths: list[int], generator: torch.Generator) -> list[tuple]:
@@ -56,7 +56,7 @@ def compute(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     if arguments.lora_rank > 0:
         config = LoraConfig(
             r=arguments.lora_rank, lora_alpha=arguments.scale * arguments.lora_rank, lora_dropout=0.0, bias="none",
-            target_modules=sorted({name.rsplit(".", 1)[1] for name, _, _ in layout}),
+            target_modules=[name for name, _, _ in layout], fan_in_fan_out=is_transposed(model),
         )  # fmt: skip
         model = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
         with torch.no_grad():

@@ -46,10 +46,11 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_run_is_audited_and_exported(family, data, tmp_path):
     """Each family with another rotary rule; the config of the base as transformers 4 wrote it."""
-    rope = ROPE[families.FAMILIES.index(family) % len(ROPE)]
+    rope = ROPE[families.FAMILIES.index(family) % len(ROPE)] if family not in families.OWN_KEYS else "default"
     model = families.build_family(tmp_path / "model", family, rope)
     five = finished("info", model).stdout
-    assert family in five and f"rotary rule {rope}" in five
+    positions = "learned positions" if family in families.OWN_KEYS else f"rotary rule {rope}"
+    assert family in five and positions in five
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(families.as_transformers_4(config)))
     assert finished("info", model).stdout == five
@@ -70,11 +71,59 @@ def test_a_run_is_audited_and_exported(family, data, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    exported = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert exported["fan_in_fan_out"] == (family == "gpt2")
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).double()
     with torch.no_grad():
         adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").double()(TOKENS).logits
     np.testing.assert_allclose(logits(tmp_path / "merged"), adapted, atol=1e-5)
     assert (adapted - logits(model)).abs().max() > 1e-3
+    # The exported adapter starts another run, which says the same before its first round.
+    finished("run", "--config", ini, "--output", tmp_path / "next", f"model.adapter={tmp_path / 'adapter'}")
+    again = read_run(tmp_path / "next").rounds["eval_loss"][0]
+    assert again == pytest.approx(read_run(tmp_path / "run").rounds["eval_loss"][-1], abs=1e-9)
+
+
+@needs_program
+def test_targets_of_another_family_are_refused_with_the_names_of_this_one(data, tmp_path):
+    model = families.build_family(tmp_path / "model", "gpt2")
+    ini = write_ini(tmp_path / "run.ini", (model, data))
+    done = start("check", "--config", ini)  # the default, q_proj and v_proj
+    assert done.returncode == 2
+    assert "family gpt2 has no matrix `q_proj`" in done.stderr
+    assert "c_attn, attn.c_proj, c_fc, mlp.c_proj" in done.stderr
+    for targets in ("c_attn", "c_attn,mlp.c_proj", "attn.c_proj,c_fc", "all-linear"):
+        finished("check", "--config", ini, f"lora.targets={targets}")
+
+
+@needs_program
+def test_a_checkpoint_of_the_bare_body_is_the_same_model(data, tmp_path):
+    """The hub's GPT-2 has no prefix before its names, and the causal masks as tensors."""
+    from safetensors.torch import load_file, save_file
+
+    model = families.build_family(tmp_path / "model", "gpt2")
+    ini = write_ini(tmp_path / "run.ini", (model, data), {"lora": {"targets": "c_attn"}})
+    losses = [re.search(r"loss (\S+)", finished("evaluate", "--config", ini).stdout).group(1)]
+    weights = model / "model.safetensors"
+    bare = {name.removeprefix("transformer."): tensor.clone() for name, tensor in load_file(weights).items()}
+    save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 256, 256)}, weights, {"format": "pt"})
+    losses.append(re.search(r"loss (\S+)", finished("evaluate", "--config", ini).stdout).group(1))
+    assert losses[0] == losses[1]
+
+
+@needs_program
+@pytest.mark.parametrize("change, word", [
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ({"scale_attn_weights": False}, "scale_attn_weights"),
+    ({"activation_function": "tanh"}, "activation_function"),
+    ({"n_head": 5}, "n_head"),
+])  # fmt: skip
+def test_what_gpt2_may_not_say(data, tmp_path, change, word):
+    model = families.build_family(tmp_path / "model", "gpt2")
+    config = json.loads((model / "config.json").read_text()) | change
+    (model / "config.json").write_text(json.dumps(config))
+    done = start("check", "--config", write_ini(tmp_path / "run.ini", (model, data)))
+    assert done.returncode == 3 and word in done.stderr
 
 
 @needs_program

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 
 #include "hetlora/base/error.hpp"
 
@@ -50,6 +51,51 @@ TEST_P(Ops, rms_norm_and_its_gradient) {
     EXPECT_LT(largest_difference(y, y_expected), tolerance());
     EXPECT_LT(largest_difference(rstd, rstd_expected), tolerance());
     EXPECT_LT(largest_difference(dx, dx_expected), tolerance());
+}
+
+TEST_P(Ops, layer_norm_and_its_gradient) {
+    const at::Tensor x = random({37, 68}) + 3;
+    const at::Tensor w = random({68}), b = random({68});
+    const at::Tensor dy = random({37, 68});
+    at::Tensor y = at::empty_like(x), y_expected = at::empty_like(x);
+    at::Tensor rstd = at::empty({37}, x.options()), rstd_expected = at::empty({37}, x.options());
+    at::Tensor dx = random({37, 68}), dx_expected = dx.clone();
+    const at::Tensor leaf = x.clone().requires_grad_(true);
+    const at::Tensor by_library = at::layer_norm(leaf, {68}, w, b, 1e-5);
+    by_library.backward(dy);
+    const at::Tensor dx_library = dx + leaf.grad();
+
+    ops::layer_norm(x, w, b, 1e-5, y, rstd);
+    aten::layer_norm(x, w, b, 1e-5, y_expected, rstd_expected);
+    ops::layer_norm_backward(dy, x, w, rstd, dx);
+    aten::layer_norm_backward(dy, x, w, rstd_expected, dx_expected);
+
+    EXPECT_LT(largest_difference(y, y_expected), tolerance());
+    EXPECT_LT(largest_difference(y, by_library.detach()), tolerance());
+    EXPECT_LT(largest_difference(rstd, rstd_expected), tolerance());
+    EXPECT_LT(largest_difference(dx, dx_expected), tolerance());
+    EXPECT_LT(largest_difference(dx, dx_library), tolerance());
+}
+
+TEST_P(Ops, activations_and_their_gradients) {
+    // Far into both tails, where a small result must be small, not zero or large.
+    const at::Tensor x = at::cat({random({19, 45}) * 3, at::linspace(-12, 12, 45).to(GetParam().dtype).unsqueeze(0)});
+    const at::Tensor d_out = random({20, 45});
+    for (const Activation activation : {Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
+        at::Tensor out = at::empty_like(x), out_expected = at::empty_like(x);
+        at::Tensor d = at::empty_like(x), d_expected = at::empty_like(x);
+
+        ops::activate(x, activation, out);
+        aten::activate(x, activation, out_expected);
+        ops::activate_backward(d_out, x, activation, d);
+        aten::activate_backward(d_out, x, activation, d_expected);
+
+        EXPECT_LT(largest_difference(out, out_expected), tolerance());
+        EXPECT_LT(largest_difference(d, d_expected), tolerance());
+        at::Tensor in_place = d_out.clone();
+        ops::activate_backward(in_place, x, activation, in_place);
+        EXPECT_TRUE(at::equal(in_place, d));
+    }
 }
 
 TEST_P(Ops, rotary_and_its_transpose) {
@@ -119,6 +165,46 @@ TEST_P(Ops, attention_and_its_gradient_over_ragged_sequences_and_grouped_heads) 
         EXPECT_LT(largest_difference(out, out_expected), tolerance());
         EXPECT_LT(largest_difference(lse, lse_expected), tolerance());
         EXPECT_LT(largest_difference(d, d_expected), 5 * tolerance());
+    }
+}
+
+TEST_P(Ops, full_attention_and_its_gradient_over_ragged_sequences_and_grouped_heads) {
+    const std::int64_t heads = 6, kv_heads = 2;
+    for (const std::int64_t head_size : {6, 16, 20}) {
+        const std::vector<AttentionSpan> spans{{0, 1}, {1, 33}, {34, 70}, {104, 32}};
+        const std::int64_t rows = 136, Q = heads * head_size, KV = kv_heads * head_size;
+        const at::Tensor qkv = random({rows, Q + 2 * KV});
+        const auto part = [&](const at::Tensor& x, int p) {
+            return p == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (p - 1) * KV, KV);
+        };
+        at::Tensor out = at::empty({rows, Q}, qkv.options()), out_expected = at::empty_like(out);
+        at::Tensor lse = at::empty({rows, heads}, qkv.options()), lse_expected = at::empty_like(lse);
+        const at::Tensor d_out = random({rows, Q});
+        at::Tensor d = at::full_like(qkv, 7), d_expected = at::full_like(qkv, 8);
+
+        ops::attention(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out, lse, {}, false);
+        aten::attention(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out_expected, lse_expected,
+                        {}, false);
+        ops::attention_backward(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out, lse, d_out,
+                                {part(d, 0), part(d, 1), part(d, 2)}, {}, false);
+        aten::attention_backward(part(qkv, 0), part(qkv, 1), part(qkv, 2), heads, kv_heads, spans, out_expected,
+                                 lse_expected, d_out, {part(d_expected, 0), part(d_expected, 1), part(d_expected, 2)},
+                                 {}, false);
+
+        EXPECT_LT(largest_difference(out, out_expected), tolerance());
+        EXPECT_LT(largest_difference(lse, lse_expected), tolerance());
+        EXPECT_LT(largest_difference(d, d_expected), 5 * tolerance());
+
+        // The third sequence, written out: heads 0 to 2 share the first key/value head.
+        const auto dense = [&](const at::Tensor& x) {
+            return x.narrow(0, 34, 70).narrow(1, 0, head_size).detach().clone().requires_grad_(true);
+        };
+        const at::Tensor q = dense(part(qkv, 0)), k = dense(part(qkv, 1)), v = dense(part(qkv, 2));
+        const at::Tensor p = at::softmax(at::matmul(q, k.t()) / std::sqrt(static_cast<double>(head_size)), 1);
+        const at::Tensor written_out = at::matmul(p, v);
+        EXPECT_LT(largest_difference(dense(out).detach(), written_out.detach()), tolerance());
+        written_out.backward(dense(d_out).detach());
+        EXPECT_LT(largest_difference(dense(part(d, 0)).detach(), q.grad()), 5 * tolerance());
     }
 }
 

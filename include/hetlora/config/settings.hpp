@@ -91,7 +91,7 @@ struct DataSettings {
 };
 
 struct LoraSettings {
-    std::vector<std::string> targets = {"q_proj", "v_proj"};  ///< in layout order; "all-linear" is written out
+    std::vector<std::string> targets = {"q_proj", "v_proj"};  ///< in layout order, or "all-linear" alone
     RankDistribution rank_distribution = RankDistribution::powerlaw;
     std::int64_t rank_min = 2;
     std::int64_t rank_max = 32;

@@ -10,6 +10,7 @@
 #include "hetlora/base/adapter_layout.hpp"
 #include "hetlora/model/families.hpp"
 #include "hetlora/model/rotary_rule.hpp"
+#include "hetlora/tensor/kernels.hpp"
 
 namespace hetlora {
 
@@ -28,7 +29,8 @@ struct ModelConfig {
     std::int64_t sliding_window = 0;  ///< positions that attention sees back; 0: all
     double rope_theta = 10000.0;
     RotaryRule rotary;
-    double rms_eps = 1e-6;
+    double rms_eps = 1e-6;                          ///< of RMSNorm or LayerNorm
+    Activation activation = Activation::gelu_tanh;  ///< of a feed-forward without a gate
     bool tied_head = false;
     std::int64_t bos_id = -1;           ///< -1: none
     std::vector<std::int64_t> eos_ids;  ///< generation stops at any of them
@@ -39,6 +41,8 @@ struct ModelConfig {
     }
     [[nodiscard]] std::int64_t query_width() const { return heads * head_size; }
     [[nodiscard]] std::int64_t kv_width() const { return kv_heads * head_size; }
+    /// Columns of the feed-forward's first product: gate and up side by side, or up alone.
+    [[nodiscard]] std::int64_t up_width() const { return (family->gated ? 2 : 1) * intermediate_size; }
     /// Parameters of the whole model (a tied head counts once).
     [[nodiscard]] std::int64_t parameters() const;
 };
@@ -51,11 +55,8 @@ struct ModelConfig {
 /// config.json text for this model, as transformers 4 and 5 read it.
 [[nodiscard]] std::string write_model_config(const ModelConfig& config, const std::string& dtype);
 
-/// Names of the seven matrices of a layer that may carry LoRA, in canonical order.
-[[nodiscard]] const std::vector<std::string>& lora_target_names();
-
-/// The adapted matrices for targets such as {"q_proj", "v_proj"} or {"all-linear"}.
-/// @throws Error (usage) for an unknown or repeated target.
+/// The adapted matrices for targets such as {"q_proj", "v_proj"} or {"all-linear"} (all that the family has).
+/// @throws Error (usage) for a repeated target, or one that the family has not; it names those of the family.
 [[nodiscard]] AdapterLayout make_adapter_layout(const ModelConfig& config, const std::vector<std::string>& targets);
 
 /// @throws Error (usage) if rank_max exceeds the smaller side of an adapted matrix.

@@ -1,4 +1,4 @@
-// The training step of a pack: forward and explicit backward of a frozen Llama-type model over flat token rows.
+// The training step of a pack: forward and explicit backward of a frozen causal model over flat token rows.
 //
 // Sequences of many clients lie one after another; every frozen matrix is passed once, as one GEMM over all rows. The
 // backward is written out: no gradient of a frozen weight is ever formed, it stops at the first adapted layer, and the
@@ -140,6 +140,8 @@ private:
                                            const at::Tensor& x_ND, Saved* saved);
     void layer_backward(std::size_t l, const TokenBatch& batch, const LoraPass& pass, const Saved& saved,
                         at::Tensor dx_ND);
+    /// silu(gate) * up, or activation(up): what the down matrix reads, as a temporary.
+    [[nodiscard]] at::Tensor activated(const at::Tensor& gate_up);
     /// Losses of the loss rows; with dx the gradient with respect to the last layer's output is written there.
     [[nodiscard]] RowLossTensors head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
     /// The tensor in another dtype (itself where it has it), as a temporary.
@@ -152,7 +154,7 @@ private:
     EngineOptions options_;
     std::vector<FrozenLayer> frozen_;
     FrozenLinear head_;
-    std::vector<std::vector<int>> placement_;  // [layer][target] -> matrix or -1
+    std::vector<std::vector<int>> placement_;  // [layer][LayerMatrix] -> matrix or -1
     std::size_t first_adapted_ = 0;
     at::ScalarType residual_dtype_;
     at::ScalarType activation_dtype_;

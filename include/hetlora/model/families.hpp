@@ -4,6 +4,7 @@
 // and the reference branch on its flags, and the tests against `transformers` go through the table.
 #pragma once
 
+#include <array>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,17 +18,74 @@ enum class WindowRule : int {
     flagged,  ///< `sliding_window` counts only where `use_sliding_window` is true
 };
 
+/// The matrices of a layer that may carry LoRA, by their place in the forward.
+enum LayerMatrix : int {
+    q_proj,
+    k_proj,
+    v_proj,
+    o_proj,
+    gate_proj,
+    up_proj,  ///< also the first matrix of a feed-forward without a gate
+    down_proj,
+    qkv_proj,  ///< queries, keys and values as one matrix with one adapter
+    layer_matrix_count
+};
+
+/// What the family's config.json calls the sizes.
+struct ConfigKeys {
+    const char* hidden_size = "hidden_size";
+    const char* intermediate_size = "intermediate_size";
+    const char* layers = "num_hidden_layers";
+    const char* heads = "num_attention_heads";
+    const char* max_positions = "max_position_embeddings";
+    const char* norm_eps = "rms_norm_eps";
+    const char* activation = "hidden_act";
+};
+
+/// What the family's tensors are called, without ".weight" and ".bias"; empty: it has no such one.
+struct ModuleNames {
+    std::string_view embedding = "embed_tokens";
+    std::string_view positions{};        ///< learned positions
+    std::string_view layer = "layers.";  ///< followed by the layer's number and a dot
+    std::string_view attention_norm = "input_layernorm";
+    std::string_view mlp_norm = "post_attention_layernorm";
+    std::string_view final_norm = "norm";
+    /// By LayerMatrix.
+    std::array<std::string_view, layer_matrix_count> matrix{
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj",    ""};
+};
+
 struct ModelFamily {
     std::string_view model_type;    ///< as config.json names it
     std::string_view architecture;  ///< the class of `transformers`, in `architectures`
     std::string_view members;       ///< for people
     std::string_view prefix;        ///< of the names of all tensors but the head's
-    std::string_view activation;    ///< `hidden_act`: of the gate of the feed-forward
-    bool qkv_bias = false;          ///< biases on q, k and v
-    bool qk_norm = false;           ///< RMSNorm of every head of q and k, before rotary
-    bool tied_head = false;         ///< where `tie_word_embeddings` is not said
+    std::string_view activation;    ///< of the feed-forward, as config.json names it
+    ConfigKeys keys{};
+    ModuleNames names{};
+    bool qkv_bias = false;              ///< biases on q, k and v
+    bool qk_norm = false;               ///< RMSNorm of every head of q and k, before rotary
+    bool tied_head = false;             ///< where `tie_word_embeddings` is not said
+    bool layer_norm = false;            ///< LayerNorm with a bias in place of RMSNorm
+    bool gated = true;                  ///< silu(gate) * up; else activation(up)
+    bool linear_bias = false;           ///< biases on o and the feed-forward's matrices
+    bool learned_positions = false;     ///< a table of positions, added to the embedding, in place of rotary ones
+    bool transposed = false;            ///< matrices are stored as [inputs, outputs]
+    bool base_prefix_optional = false;  ///< checkpoints of the bare body, without the prefix, are common
     WindowRule window = WindowRule::none;
+
+    [[nodiscard]] bool fused_qkv() const { return !names.matrix[qkv_proj].empty(); }
 };
+
+/// A matrix of every layer that may carry LoRA, as `lora.targets` and peft's target_modules name it.
+struct LoraTarget {
+    LayerMatrix matrix = q_proj;
+    std::string name;
+};
+/// In canonical order. A name is the end of the module's path that no other of the family shares ("q_proj",
+/// "attn.c_proj").
+[[nodiscard]] std::vector<LoraTarget> lora_targets(const ModelFamily& family);
 
 /// All rows. @post the first is Llama
 [[nodiscard]] const std::vector<ModelFamily>& model_families();

@@ -17,12 +17,17 @@ struct LayerWeights {
     at::Tensor qkv_XD;  ///< [q | k | v] rows: [H*E + 2*K*E, D]
     at::Tensor o_DX;    ///< [D, H*E]
     at::Tensor mlp_norm_D;
-    at::Tensor gate_up_ID;  ///< [gate | up] rows: [2*I, D]
+    at::Tensor gate_up_ID;  ///< [gate | up] rows: [2*I, D]; without a gate [I, D]
     at::Tensor down_DI;     ///< [D, I]
     // Of some families only, else undefined:
     at::Tensor qkv_bias_X;  ///< [q | k | v], in the matrices' dtype
     at::Tensor q_norm_E;    ///< of every head of q, in the norms' dtype
     at::Tensor k_norm_E;
+    at::Tensor input_norm_bias_D;  ///< biases of LayerNorms and of what adds to the residual stream: in its dtype
+    at::Tensor mlp_norm_bias_D;
+    at::Tensor o_bias_D;
+    at::Tensor down_bias_D;
+    at::Tensor up_bias_I;  ///< in the matrices' dtype
 };
 
 struct LlamaWeights {
@@ -30,8 +35,11 @@ struct LlamaWeights {
     at::Tensor embedding_VD;
     std::vector<LayerWeights> layer;
     at::Tensor final_norm_D;
-    at::Tensor head_VD;  ///< the same tensor as embedding_VD where the head is tied
-    ops::RotaryTable rotary;
+    at::Tensor head_VD;       ///< the same tensor as embedding_VD where the head is tied
+    ops::RotaryTable rotary;  ///< undefined where positions are learned
+    // Of some families only, else undefined:
+    at::Tensor position_PD;  ///< learned positions, added to the embedding
+    at::Tensor final_norm_bias_D;
 
     /// Of the residual stream and the adapters: float32 beside bfloat16 matrices, else the matrices' own dtype.
     [[nodiscard]] at::TensorOptions options() const { return final_norm_D.options(); }

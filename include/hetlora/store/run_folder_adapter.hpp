@@ -22,6 +22,7 @@ struct AdapterExport {
     double scale = 1.0;                             ///< s in W0 + s B A
     std::string base_model{};                       ///< path or name of the base, for base_model_name_or_path
     std::string dtype = "F32";                      ///< stored type: "F32" or "F64"
+    bool fan_in_fan_out = false;                    ///< the base stores its matrices as [inputs, outputs]
     std::map<std::string, std::string> metadata{};  ///< texts for the header of the safetensors file
 };
 

@@ -31,6 +31,14 @@ struct AttentionShape {
     std::int64_t kv_stride = 0;
     std::int64_t out_stride = 0;
     double scale = 1.0;
+    bool causal = true;  ///< a row sees itself and those before it; else all of its sequence
+};
+
+/// Between the two matrices of a feed-forward without a gate.
+enum class Activation : int {
+    gelu,       ///< x Phi(x)
+    gelu_tanh,  ///< its approximation by tanh, "gelu_new"
+    relu,
 };
 
 /// A bfloat16 as it lies in memory (LibTorch's at::BFloat16, which these files do not know).
@@ -79,7 +87,7 @@ struct Kernels {
     void (*swiglu)(const S* gate_up, S* out, std::int64_t rows, std::int64_t width);
     /// Gradient of swiglu: writes [d_gate | d_up] over dgate_up from d_out (may not alias gate_up).
     void (*swiglu_backward)(const S* d_out, const S* gate_up, S* dgate_up, std::int64_t rows, std::int64_t width);
-    /// Causal attention of one (sequence, key/value head), all its query heads; also the row-wise log-sum-exp,
+    /// Attention of one (sequence, key/value head), all its query heads; also the row-wise log-sum-exp,
     /// lse[row * heads + head], where lse is not null.
     void (*attention)(const S* q, const S* k, const S* v, S* out, T* lse, const AttentionShape& shape,
                       AttentionSpan span, std::int64_t kv_head, T* scratch);
@@ -103,6 +111,17 @@ struct Kernels {
     /// One AdamW step (Loshchilov and Hutter; PyTorch's order of operations) on `count` parameters.
     void (*adamw)(T* theta, const T* gradient, T* moment1, T* moment2, std::int64_t count, double learning_rate,
                   double weight_decay, double beta1, double beta2, double epsilon, std::int64_t step);
+    /// y = (x - mean) * rstd * w + b with rstd = 1 / sqrt(variance + eps), row by row; rstd_N is written if not null.
+    void (*layer_norm)(const T* x_ND, const T* w_D, const T* b_D, S* y_ND, T* rstd_N, std::int64_t rows,
+                       std::int64_t width, double eps);
+    /// dx += d/dx of layer_norm given dy. @pre rstd_N from the forward.
+    void (*layer_norm_backward)(const S* dy_ND, const T* x_ND, const T* w_D, const T* rstd_N, T* dx_ND,
+                                std::int64_t rows, std::int64_t width);
+    /// out = activation(x), element by element; rows are contiguous.
+    void (*activate)(const S* x, S* out, std::int64_t rows, std::int64_t width, Activation activation);
+    /// dx = d_out * activation'(x); dx may be d_out.
+    void (*activate_backward)(const S* d_out, const S* x, S* dx, std::int64_t rows, std::int64_t width,
+                              Activation activation);
 };
 
 /// Elements (of T) of scratch that one call of attention or attention_backward needs for a sequence of this length.

@@ -27,6 +27,13 @@ void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Ten
 void rms_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& rstd_N,
                        at::Tensor dx_ND);
 
+/// y = (x - mean) * rstd * w + b, rstd_N = (variance + eps)^(-1/2). @pre as rms_norm, b [D]
+void layer_norm(const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& b_D, double eps, at::Tensor y_ND,
+                at::Tensor rstd_N);
+/// dx += gradient of layer_norm.
+void layer_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D,
+                         const at::Tensor& rstd_N, at::Tensor dx_ND);
+
 /// out = x + y: the residual stream x (and out, which may be x) plus a branch's output y. All contiguous.
 void add(const at::Tensor& x, const at::Tensor& y, at::Tensor out);
 
@@ -50,12 +57,18 @@ void rotary(at::Tensor x_NX, std::int64_t heads, std::int64_t head_size, const R
 void swiglu(const at::Tensor& gate_up_N2I, at::Tensor out_NI);
 void swiglu_backward(const at::Tensor& d_out_NI, const at::Tensor& gate_up_N2I, at::Tensor dgate_up_N2I);
 
-/// Causal attention with grouped queries inside each span; lse [N, H] is kept for the backward (may be undefined).
+/// out = activation(x), element by element. @pre both contiguous
+void activate(const at::Tensor& x_NI, Activation activation, at::Tensor out_NI);
+/// dx = d_out * activation'(x); dx may be d_out.
+void activate_backward(const at::Tensor& d_out_NI, const at::Tensor& x_NI, Activation activation, at::Tensor dx_NI);
+
+/// Attention with grouped queries inside each span; lse [N, H] is kept for the backward (may be undefined).
 /// q is [N, H*E], k and v [N, K*E], each possibly a column slice of one wider tensor.
 /// @param place_N see span_places; the CPU kernels do not read it
+/// @param causal a row sees itself and those before it; else its whole span
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
                const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH,
-               const at::Tensor& place_N = {});
+               const at::Tensor& place_N = {}, bool causal = true);
 struct AttentionGradient {
     at::Tensor q, k, v;
 };
@@ -63,7 +76,7 @@ struct AttentionGradient {
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
                         const at::Tensor& lse_NH, const at::Tensor& d_out, AttentionGradient gradient,
-                        const at::Tensor& place_N = {});
+                        const at::Tensor& place_N = {}, bool causal = true);
 
 /// The LoRA terms of some clients with equally many consecutive rows each: z = x A^T, y += scale z Bt.
 /// x [C*R, I] and y [C*R, O] may be column slices; a [C, W, I], bt [C, W, O] and z [C, R, W] (written) have contiguous
@@ -88,6 +101,12 @@ namespace hetlora::aten {
 void rms_norm(const at::Tensor& x_ND, const at::Tensor& w_D, double eps, at::Tensor y_ND, at::Tensor rstd_N);
 void rms_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& rstd_N,
                        at::Tensor dx_ND);
+void layer_norm(const at::Tensor& x_ND, const at::Tensor& w_D, const at::Tensor& b_D, double eps, at::Tensor y_ND,
+                at::Tensor rstd_N);
+void layer_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const at::Tensor& w_D,
+                         const at::Tensor& rstd_N, at::Tensor dx_ND);
+void activate(const at::Tensor& x_NI, Activation activation, at::Tensor out_NI);
+void activate_backward(const at::Tensor& d_out_NI, const at::Tensor& x_NI, Activation activation, at::Tensor dx_NI);
 void rotary(at::Tensor x_NX, std::int64_t heads, std::int64_t head_size, const ops::RotaryTable& table,
             const at::Tensor& position_N, int direction);
 void swiglu(const at::Tensor& gate_up_N2I, at::Tensor out_NI);
@@ -100,11 +119,11 @@ void swiglu_backward(const at::Tensor& d_out_NI, const at::Tensor& gate_up_N2I, 
 [[nodiscard]] at::Tensor span_places(const std::vector<AttentionSpan>& spans, at::Device device);
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads, std::int64_t kv_heads,
                const std::vector<AttentionSpan>& spans, at::Tensor out, at::Tensor lse_NH,
-               const at::Tensor& place_N = {});
+               const at::Tensor& place_N = {}, bool causal = true);
 void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t heads,
                         std::int64_t kv_heads, const std::vector<AttentionSpan>& spans, const at::Tensor& out,
                         const at::Tensor& lse_NH, const at::Tensor& d_out, ops::AttentionGradient gradient,
-                        const at::Tensor& place_N = {});
+                        const at::Tensor& place_N = {}, bool causal = true);
 void cross_entropy(at::Tensor logits_LV, const at::Tensor& target_L, const at::Tensor& row_scale_L, at::Tensor loss_L,
                    at::Tensor correct_L, bool want_gradient);
 
