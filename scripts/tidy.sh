@@ -18,4 +18,6 @@ if [ ${#files[@]} -eq 0 ]; then
     echo "tidy: no C++ source differs from HEAD"
     exit 0
 fi
-clang-tidy --quiet -p build "${files[@]}"
+# Per file, which the release preset does not compile.
+cmake --preset dev -DTORCH_DIR="${TORCH_DIR:-$(cat .venv/torch_dir 2>/dev/null)}" >/dev/null
+clang-tidy --quiet -p build-dev "${files[@]}"

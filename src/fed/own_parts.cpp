@@ -24,7 +24,7 @@ void check_keys(const OwnParts& own, const StrategySettings& chosen) {
     refuse(own.merge && chosen.keep_uncovered, "keep_uncovered", "merge");
 }
 
-struct Rule {
+struct PartRule {
     bool broken;
     std::string_view part;
     std::string_view why;
@@ -34,7 +34,7 @@ void check_rest(const std::filesystem::path& plugin, const OwnParts& own, const 
     const bool product = s.merge != Merge::factors && !own.merge;
     const bool scored = s.slot_select == SlotSelect::scored;
     const bool replicate = s.slot_norm == SlotNorm::replicate && !own.merge;
-    const Rule rules[] = {
+    const PartRule rules[] = {
         {own.select && s.prunes(), "select",
          "pruning cuts the last of the leading slots: use another preset, or local_extra = none"},
         {own.select && product, "select", "products and stacks are made of the clients' leading slots"},
@@ -54,7 +54,7 @@ void check_rest(const std::filesystem::path& plugin, const OwnParts& own, const 
         {own.merge && s.weight_scope == WeightScope::matrix, "merge",
          "it gets one weight per client: use weight_scope = client"},
     };
-    for (const Rule& rule : rules) {
+    for (const PartRule& rule : rules) {
         if (rule.broken) {
             throw usage_error("strategy.plugin {}: its {} cannot go with preset {}: {}", plugin.string(), rule.part,
                               s.preset, rule.why);

@@ -70,7 +70,7 @@ void check_sparsity_keys(const Strategy& s, const Settings& settings) {
 }
 
 /// A combination that makes no sense, with the reason. Each rule names the policy to change.
-struct Rule {
+struct PolicyRule {
     bool broken;
     std::string_view what;
     std::string_view why;
@@ -80,7 +80,7 @@ void check_combination(const Strategy& s) {
     const bool factors = s.merge == Merge::factors;
     const bool prefix = s.slot_select == SlotSelect::prefix;
     const bool deltas = s.aggregate == Aggregate::deltas;
-    const Rule rules[] = {
+    const PolicyRule rules[] = {
         {s.requires_equal_lora_ranks && s.prunes(), "local_extra = tail_prune",
          "pruning makes lora_ranks unequal, and this method is defined for equal ones: use preset hetlora"},
         {s.prunes() && !prefix, "local_extra = tail_prune",
@@ -144,7 +144,7 @@ void check_combination(const Strategy& s) {
          "B is a client's own: use merge = factors, slot_select = prefix, trainable = both, no pruning, no schedule, "
          "client_weight = uniform or samples"},
     };
-    for (const Rule& rule : rules) {
+    for (const PolicyRule& rule : rules) {
         if (rule.broken) throw usage_error("strategy.{} with preset {}: {}", rule.what, s.preset, rule.why);
     }
 }

@@ -24,7 +24,7 @@ using Json = nlohmann::ordered_json;
 constexpr const char* state_name = "state.safetensors";
 constexpr const char* manifest_name = "manifest.json";
 constexpr const char* sums_name = "SHA256SUMS";
-constexpr std::string_view prefix = "round_";
+constexpr std::string_view checkpoint_prefix = "round_";
 
 template <typename T>
 void add_tensors(std::vector<TensorData>& tensors, const std::map<std::string, std::vector<T>>& values,
@@ -47,8 +47,8 @@ std::vector<T> values_of(const SafetensorsFile& file, const std::string& name) {
 
 /// The round in a folder's name; nothing for any other name.
 std::optional<std::int64_t> round_in(const std::string& name) {
-    if (!name.starts_with(prefix)) return std::nullopt;
-    const std::string digits = name.substr(prefix.size());
+    if (!name.starts_with(checkpoint_prefix)) return std::nullopt;
+    const std::string digits = name.substr(checkpoint_prefix.size());
     if (digits.empty() || digits.find_first_not_of("0123456789") != std::string::npos) return std::nullopt;
     return parse_integer(digits);
 }
@@ -88,7 +88,7 @@ void verify_sums(const fs::path& folder) {
 }  // namespace
 
 fs::path checkpoint_folder(const fs::path& checkpoints, std::int64_t round) {
-    return checkpoints / fmt::format("{}{:06}", prefix, round);
+    return checkpoints / fmt::format("{}{:06}", checkpoint_prefix, round);
 }
 
 std::vector<std::int64_t> checkpoint_rounds(const fs::path& checkpoints) {
@@ -198,7 +198,8 @@ void remove_unfinished_checkpoints(const fs::path& checkpoints) {
     std::vector<fs::path> leftovers;
     for (fs::directory_iterator entry(checkpoints, error), end; !error && entry != end; entry.increment(error)) {
         const std::string name = entry->path().filename().string();
-        if (name.starts_with(prefix) && name.find(".tmp") != std::string::npos) leftovers.push_back(entry->path());
+        if (name.starts_with(checkpoint_prefix) && name.find(".tmp") != std::string::npos)
+            leftovers.push_back(entry->path());
     }
     for (const auto& path : leftovers) fs::remove_all(path, error);
 }

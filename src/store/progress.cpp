@@ -12,6 +12,7 @@
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/store/run_log_columns.hpp"
+#include "json_number.hpp"
 
 namespace hetlora {
 
@@ -19,15 +20,12 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
-double number(const Json& value) { return value.is_null() ? not_measured : value.get<double>(); }
-
 template <typename Row>
 void put_row(Json& out, std::span<const Column<Row>> columns, const Row& row, std::string_view skip) {
     for (const Column<Row>& column : columns) {
         if (column.name == skip) continue;
         const std::string name(column.name);
-        out[name] = column.is_float() ? number(column.number(row)) : Json(column.integer(row));
+        out[name] = column.is_float() ? number_or_null(column.number(row)) : Json(column.integer(row));
     }
 }
 
@@ -38,7 +36,7 @@ Row take_row(const Json& in, std::span<const Column<Row>> columns, std::string_v
         if (column.name == skip) continue;
         const Json& value = in.at(std::string(column.name));
         if (column.is_float()) {
-            column.set_number(row, number(value));
+            column.set_number(row, number_or_unmeasured(value));
         } else {
             column.set_integer(row, value.get<std::int64_t>());
         }
@@ -58,20 +56,21 @@ std::string progress_line(const RoundRecord& record, std::span<const ExtraMetric
     put_row<RoundRow>(line, round_columns(), record.round, "");
     for (std::size_t i = 0; i < extra_metrics.size(); ++i) {
         const bool measured = i < record.round.extra_metrics.size();
-        line["eval_" + extra_metrics[i].name] = measured ? number(record.round.extra_metrics[i]) : Json(nullptr);
+        line["eval_" + extra_metrics[i].name] =
+            measured ? number_or_null(record.round.extra_metrics[i]) : Json(nullptr);
     }
     Json& events = line["participation"] = Json::array();
     for (const ParticipationRow& row : record.participation) {
         put_row<ParticipationRow>(events.emplace_back(Json::object()), participation_columns(), row, "round");
     }
     Json& energy = line["slots"]["energy"] = Json::array();
-    for (const double value : record.slots.energy) energy.push_back(number(value));
+    for (const double value : record.slots.energy) energy.push_back(number_or_null(value));
     line["slots"]["n_contributors"] = record.slots.n_contributors;
     for (const LayerRow& row : record.layers) {
         Json& layer = line["layers"].emplace_back(Json{{"name", row.name}});
         put_row<LayerRow>(layer, layer_columns(), row, "");
         Json& values = layer["singular_value"] = Json::array();
-        for (const double value : row.singular_value) values.push_back(number(value));
+        for (const double value : row.singular_value) values.push_back(number_or_null(value));
     }
     return line.dump();
 }
@@ -83,20 +82,21 @@ RoundRecord parse_progress_line(std::string_view line, std::span<const ExtraMetr
         RoundRecord record;
         record.round = take_row<RoundRow>(in, round_columns(), "");
         for (const ExtraMetric& metric : extra_metrics) {
-            record.round.extra_metrics.push_back(number(in.at("eval_" + metric.name)));
+            record.round.extra_metrics.push_back(number_or_unmeasured(in.at("eval_" + metric.name)));
         }
         for (const Json& event : in.at("participation")) {
             record.participation.push_back(take_row<ParticipationRow>(event, participation_columns(), "round"));
             record.participation.back().round = record.round.round;
         }
-        for (const Json& value : in.at("slots").at("energy")) record.slots.energy.push_back(number(value));
+        for (const Json& value : in.at("slots").at("energy"))
+            record.slots.energy.push_back(number_or_unmeasured(value));
         record.slots.n_contributors = in.at("slots").at("n_contributors").get<std::vector<std::int64_t>>();
         if (!in.contains("layers")) return record;
         for (const Json& layer : in.at("layers")) {
             record.layers.push_back(take_row<LayerRow>(layer, layer_columns(), ""));
             record.layers.back().name = layer.at("name").get<std::string>();
             for (const Json& value : layer.at("singular_value")) {
-                record.layers.back().singular_value.push_back(number(value));
+                record.layers.back().singular_value.push_back(number_or_unmeasured(value));
             }
         }
         return record;

@@ -10,6 +10,7 @@
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/progress_clock.hpp"
+#include "json_number.hpp"
 
 namespace hetlora {
 
@@ -23,9 +24,6 @@ std::string environment(const char* name) {
     const char* value = std::getenv(name);
     return value == nullptr ? "" : value;
 }
-
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
-double number(const Json& value) { return value.is_null() ? not_measured : value.get<double>(); }
 
 }  // namespace
 
@@ -59,9 +57,9 @@ void write_status(const std::filesystem::path& path, const RunStatus& status) {
     out["run_id"] = status.run_id;
     out["round"] = status.round;
     out["rounds"] = status.rounds;
-    out["train_loss"] = number(status.train_loss);
-    out["eval_loss"] = number(status.eval_loss);
-    out["seconds_left"] = number(status.seconds_left);
+    out["train_loss"] = number_or_null(status.train_loss);
+    out["eval_loss"] = number_or_null(status.eval_loss);
+    out["seconds_left"] = number_or_null(status.seconds_left);
     out["host"] = status.host;
     out["pid"] = status.pid;
     out["job_id"] = status.job_id;
@@ -88,9 +86,9 @@ RunStatus read_status(const std::filesystem::path& path) {
         status.run_id = in.at("run_id").get<std::string>();
         status.round = in.at("round").get<std::int64_t>();
         status.rounds = in.at("rounds").get<std::int64_t>();
-        status.train_loss = number(in.at("train_loss"));
-        status.eval_loss = number(in.at("eval_loss"));
-        status.seconds_left = number(in.at("seconds_left"));
+        status.train_loss = number_or_unmeasured(in.at("train_loss"));
+        status.eval_loss = number_or_unmeasured(in.at("eval_loss"));
+        status.seconds_left = number_or_unmeasured(in.at("seconds_left"));
         status.host = in.at("host").get<std::string>();
         status.pid = in.at("pid").get<std::int64_t>();
         status.job_id = in.at("job_id").get<std::string>();

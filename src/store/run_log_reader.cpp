@@ -18,7 +18,7 @@ namespace {
 using hdf5::Dataset;
 using hdf5::ElementType;
 
-std::string type_name(ElementType type) {
+std::string dataset_type_name(ElementType type) {
     switch (type) {
         case ElementType::i8:
             return "int8";
@@ -186,7 +186,7 @@ ColumnData RunLogReader::column(const std::string& group, const std::string& nam
     column.name = name;
     column.units = data.has_attribute("units") ? data.read_text("units") : "";
     column.long_name = data.has_attribute("long_name") ? data.read_text("long_name") : "";
-    column.type = type_name(data.type());
+    column.type = dataset_type_name(data.type());
     column.shape = data.shape();
     if (!column.shape.empty()) column.shape[0] = rows;
     if (data.type() == ElementType::text) {

@@ -12,7 +12,7 @@
 namespace hetlora {
 namespace {
 
-const BatchOrder ten{.seed_data = 3, .client = 7, .round = 2, .n_windows = 10, .batch_size = 4};
+const BatchOrder ten_windows{.seed_data = 3, .client = 7, .round = 2, .n_windows = 10, .batch_size = 4};
 
 TEST(Batches, steps_per_epoch_rounds_up) {
     const auto steps = [](std::int64_t n, std::int64_t b) {
@@ -28,7 +28,7 @@ TEST(Batches, an_epoch_uses_every_window_once) {
     for (std::int64_t epoch = 0; epoch < 3; ++epoch) {
         std::multiset<std::int64_t> seen;
         for (std::int64_t j = 0; j < 3; ++j) {
-            const auto batch = batch_windows(ten, epoch * 3 + j);
+            const auto batch = batch_windows(ten_windows, epoch * 3 + j);
             EXPECT_EQ(batch.size(), j == 2 ? 2U : 4U);
             seen.insert(batch.begin(), batch.end());
         }
@@ -39,8 +39,8 @@ TEST(Batches, an_epoch_uses_every_window_once) {
 TEST(Batches, are_slices_of_the_hash_sorted_permutation) {
     std::vector<std::int64_t> expected{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
     std::ranges::sort(expected, {}, [](std::int64_t i) { return hash_seed(3, Purpose::data_order, 7, 2, 1, i); });
-    EXPECT_EQ(epoch_permutation(ten, 1), expected);
-    EXPECT_EQ(batch_windows(ten, 4), std::vector<std::int64_t>(expected.begin() + 4, expected.begin() + 8));
+    EXPECT_EQ(epoch_permutation(ten_windows, 1), expected);
+    EXPECT_EQ(batch_windows(ten_windows, 4), std::vector<std::int64_t>(expected.begin() + 4, expected.begin() + 8));
 }
 
 TEST(Batches, depend_on_every_coordinate) {
@@ -70,7 +70,7 @@ TEST(Batches, first_positions_are_uniform) {
 TEST(Batches, impossible_orders_are_errors) {
     EXPECT_THROW((void)steps_per_epoch({.n_windows = 0, .batch_size = 4}), Error);
     EXPECT_THROW((void)steps_per_epoch({.n_windows = 4, .batch_size = 0}), Error);
-    EXPECT_THROW((void)batch_windows(ten, -1), Error);
+    EXPECT_THROW((void)batch_windows(ten_windows, -1), Error);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 namespace hetlora {
 namespace {
 
-Settings with_preset(const std::string& preset) {
+Settings with_plugin(const std::string& preset) {
     Settings settings;
     settings.strategy.preset = preset;
     settings.strategy.plugin = "my.py";
@@ -26,7 +26,7 @@ std::string refusal(const Settings& settings, const OwnParts& own) {
 }
 
 TEST(OwnParts, what_is_not_taken_over_stays_the_presets) {
-    const Settings settings = with_preset("rbla");
+    const Settings settings = with_plugin("rbla");
     const Strategy before = resolve_strategy(settings);
     Strategy after = before;
     adopt_own_parts(after, {.penalty = true}, settings);
@@ -38,7 +38,7 @@ TEST(OwnParts, what_is_not_taken_over_stays_the_presets) {
 }
 
 TEST(OwnParts, the_log_says_which_policies_are_the_plugins) {
-    const Settings settings = with_preset("zeropad");
+    const Settings settings = with_plugin("zeropad");
     Strategy s = resolve_strategy(settings);
     EXPECT_EQ(logged_strategy(s).at("slot_select"), "prefix");
     adopt_own_parts(s, {.select = true, .merge = true}, settings);
@@ -50,7 +50,7 @@ TEST(OwnParts, the_log_says_which_policies_are_the_plugins) {
 }
 
 TEST(OwnParts, a_merge_gathers_the_factors) {
-    const Settings settings = with_preset("flexlora");
+    const Settings settings = with_plugin("flexlora");
     Strategy s = resolve_strategy(settings);
     adopt_own_parts(s, {.merge = true}, settings);
     EXPECT_TRUE(s.gathers_uploads());
@@ -58,7 +58,7 @@ TEST(OwnParts, a_merge_gathers_the_factors) {
 }
 
 TEST(OwnParts, a_key_that_says_the_same_is_refused) {
-    Settings settings = with_preset("zeropad");
+    Settings settings = with_plugin("zeropad");
     settings.strategy.client_weight = ClientWeight::uniform;
     EXPECT_NE(refusal(settings, {.weight = true}).find("my.py: its weight takes the place of strategy.client_weight"),
               std::string::npos);
@@ -69,13 +69,13 @@ TEST(OwnParts, a_key_that_says_the_same_is_refused) {
 }
 
 TEST(OwnParts, combinations_that_make_no_sense_are_refused_with_the_reason) {
-    EXPECT_NE(refusal(with_preset("hetlora"), {.select = true}).find("pruning"), std::string::npos);
-    EXPECT_NE(refusal(with_preset("flexlora"), {.select = true}).find("leading slots"), std::string::npos);
-    EXPECT_EQ(refusal(with_preset("flexlora"), {.select = true, .merge = true}), "");
-    EXPECT_NE(refusal(with_preset("flora"), {.merge = true}).find("frozen base"), std::string::npos);
-    EXPECT_NE(refusal(with_preset("fedsa"), {.merge = true}).find("keep their B"), std::string::npos);
-    EXPECT_NE(refusal(with_preset("replicate"), {.weight = true}).find("replicate"), std::string::npos);
-    EXPECT_NE(refusal(with_preset("lora-a2"), {.select = true}).find("lora-a2"), std::string::npos);
+    EXPECT_NE(refusal(with_plugin("hetlora"), {.select = true}).find("pruning"), std::string::npos);
+    EXPECT_NE(refusal(with_plugin("flexlora"), {.select = true}).find("leading slots"), std::string::npos);
+    EXPECT_EQ(refusal(with_plugin("flexlora"), {.select = true, .merge = true}), "");
+    EXPECT_NE(refusal(with_plugin("flora"), {.merge = true}).find("frozen base"), std::string::npos);
+    EXPECT_NE(refusal(with_plugin("fedsa"), {.merge = true}).find("keep their B"), std::string::npos);
+    EXPECT_NE(refusal(with_plugin("replicate"), {.weight = true}).find("replicate"), std::string::npos);
+    EXPECT_NE(refusal(with_plugin("lora-a2"), {.select = true}).find("lora-a2"), std::string::npos);
 }
 
 }  // namespace

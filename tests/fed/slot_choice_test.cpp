@@ -16,7 +16,7 @@ using testing_fed::element;
 using testing_fed::random_values;
 using testing_fed::small_layout;
 
-constexpr std::int64_t lora_rank = 4;
+constexpr std::int64_t small_lora_rank = 4;
 
 /// Frobenius norm of (b - b0) a^T, or of b (a - a0)^T, of one slot, from the dense matrix.
 double dense_score(const AdapterLayout& layout, const FactorChange& change, std::size_t m, std::int64_t slot) {
@@ -26,8 +26,8 @@ double dense_score(const AdapterLayout& layout, const FactorChange& change, std:
     for (std::int64_t row = 0; row < layout.matrices[m].d_out; ++row) {
         for (std::int64_t column = 0; column < layout.matrices[m].d_in; ++column) {
             const auto product = [&](const std::vector<double>& factors) {
-                return element(layout, factors, lora_rank, m, 'B', slot, row) *
-                       element(layout, factors, lora_rank, m, 'A', slot, column);
+                return element(layout, factors, small_lora_rank, m, 'B', slot, row) *
+                       element(layout, factors, small_lora_rank, m, 'A', slot, column);
             };
             total += std::pow(product(after) - product(before), 2);
         }
@@ -37,22 +37,24 @@ double dense_score(const AdapterLayout& layout, const FactorChange& change, std:
 
 TEST(SlotScores, are_the_norms_of_the_dense_changes) {
     const AdapterLayout layout = small_layout();
-    const auto received = random_values(layout.parameters(lora_rank), 1);
+    const auto received = random_values(layout.parameters(small_lora_rank), 1);
     for (const TrainedFactors factors : {TrainedFactors::a_only, TrainedFactors::b_only}) {
         auto trained = received;
-        const auto change = random_values(layout.parameters(lora_rank), 2, 0.3);
+        const auto change = random_values(layout.parameters(small_lora_rank), 2, 0.3);
         for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
             const bool a = factors == TrainedFactors::a_only;
-            const auto begin = a ? layout.offset_a(m, lora_rank) : layout.offset_b(m, lora_rank);
-            const auto count = lora_rank * (a ? layout.matrices[m].d_in : layout.matrices[m].d_out);
+            const auto begin = a ? layout.offset_a(m, small_lora_rank) : layout.offset_b(m, small_lora_rank);
+            const auto count = small_lora_rank * (a ? layout.matrices[m].d_in : layout.matrices[m].d_out);
             for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(begin + count); ++i)
                 trained[i] += change[i];
         }
-        const FactorChange what{.received = received, .trained = trained, .lora_rank = lora_rank, .factors = factors};
+        const FactorChange what{
+            .received = received, .trained = trained, .lora_rank = small_lora_rank, .factors = factors};
         const auto scores = slot_scores(layout, what);
-        ASSERT_EQ(scores.size(), 3U * lora_rank);
+        ASSERT_EQ(scores.size(), 3U * small_lora_rank);
         for (std::size_t i = 0; i < scores.size(); ++i) {
-            const double dense = dense_score(layout, what, i / lora_rank, static_cast<std::int64_t>(i % lora_rank));
+            const double dense =
+                dense_score(layout, what, i / small_lora_rank, static_cast<std::int64_t>(i % small_lora_rank));
             EXPECT_NEAR(scores[i], dense, 1e-12 * dense);
         }
     }
@@ -60,22 +62,22 @@ TEST(SlotScores, are_the_norms_of_the_dense_changes) {
 
 TEST(SlotScores, what_did_not_move_scores_zero) {
     const AdapterLayout layout = small_layout();
-    const auto received = random_values(layout.parameters(lora_rank), 1);
+    const auto received = random_values(layout.parameters(small_lora_rank), 1);
     auto trained = received;
-    trained[static_cast<std::size_t>(layout.offset_b(1, lora_rank) + 2 * layout.matrices[1].d_out)] += 1.0;
-    const auto scores = slot_scores(layout, {.received = received, .trained = trained, .lora_rank = lora_rank});
-    for (std::size_t i = 0; i < scores.size(); ++i) EXPECT_EQ(scores[i] > 0.0, i == lora_rank + 2) << i;
+    trained[static_cast<std::size_t>(layout.offset_b(1, small_lora_rank) + 2 * layout.matrices[1].d_out)] += 1.0;
+    const auto scores = slot_scores(layout, {.received = received, .trained = trained, .lora_rank = small_lora_rank});
+    for (std::size_t i = 0; i < scores.size(); ++i) EXPECT_EQ(scores[i] > 0.0, i == small_lora_rank + 2) << i;
 }
 
 TEST(SlotScores, refuse_both_factors_and_wrong_sizes) {
     const AdapterLayout layout = small_layout();
-    const auto adapter = random_values(layout.parameters(lora_rank), 1);
+    const auto adapter = random_values(layout.parameters(small_lora_rank), 1);
     const auto other = random_values(layout.parameters(3), 1);
-    FactorChange change{.received = adapter, .trained = adapter, .lora_rank = lora_rank};
+    FactorChange change{.received = adapter, .trained = adapter, .lora_rank = small_lora_rank};
     EXPECT_NO_THROW((void)slot_scores(layout, change));
     change.trained = other;
     EXPECT_THROW((void)slot_scores(layout, change), Error);
-    change = {.received = adapter, .trained = adapter, .lora_rank = lora_rank, .factors = TrainedFactors::both};
+    change = {.received = adapter, .trained = adapter, .lora_rank = small_lora_rank, .factors = TrainedFactors::both};
     EXPECT_THROW((void)slot_scores(layout, change), Error);
 }
 
@@ -132,30 +134,30 @@ TEST(RandomSlots, every_slot_is_equally_likely) {
 
 TEST(ImportantSlots, have_the_largest_dense_energy) {
     const AdapterLayout layout = small_layout();
-    const auto global = random_values(layout.parameters(lora_rank), 9);
+    const auto global = random_values(layout.parameters(small_lora_rank), 9);
     const std::vector<double> zero(global.size());
-    std::vector<double> energy(lora_rank);
+    std::vector<double> energy(small_lora_rank);
     for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
-        for (std::int64_t slot = 0; slot < lora_rank; ++slot) {
+        for (std::int64_t slot = 0; slot < small_lora_rank; ++slot) {
             const double norm =
-                dense_score(layout, {.received = zero, .trained = global, .lora_rank = lora_rank}, m, slot);
+                dense_score(layout, {.received = zero, .trained = global, .lora_rank = small_lora_rank}, m, slot);
             energy[static_cast<std::size_t>(slot)] += norm * norm;
         }
     }
-    const auto energies = slot_energies(layout, global, lora_rank);
+    const auto energies = slot_energies(layout, global, small_lora_rank);
     for (std::size_t i = 0; i < energy.size(); ++i) EXPECT_NEAR(energies[i], energy[i], 1e-12 * energy[i]);
-    for (std::int64_t k = 0; k <= lora_rank; ++k) {
-        const auto slots = important_slots(layout, global, lora_rank, k);
+    for (std::int64_t k = 0; k <= small_lora_rank; ++k) {
+        const auto slots = important_slots(layout, global, small_lora_rank, k);
         ASSERT_EQ(std::ssize(slots), k);
         EXPECT_TRUE(std::ranges::is_sorted(slots));
-        for (std::int64_t slot = 0; slot < lora_rank; ++slot) {  // chosen: fewer than k slots have more energy
+        for (std::int64_t slot = 0; slot < small_lora_rank; ++slot) {  // chosen: fewer than k slots have more energy
             const auto above =
                 std::ranges::count_if(energy, [&](double e) { return e > energy[static_cast<std::size_t>(slot)]; });
             EXPECT_EQ(std::ranges::binary_search(slots, slot), above < k) << "slot " << slot << ", k " << k;
         }
     }
-    EXPECT_EQ(important_slots(layout, zero, lora_rank, 2), (std::vector<std::int64_t>{0, 1}));
-    EXPECT_THROW((void)important_slots(layout, global, lora_rank, lora_rank + 1), Error);
+    EXPECT_EQ(important_slots(layout, zero, small_lora_rank, 2), (std::vector<std::int64_t>{0, 1}));
+    EXPECT_THROW((void)important_slots(layout, global, small_lora_rank, small_lora_rank + 1), Error);
 }
 
 }  // namespace

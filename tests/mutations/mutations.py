@@ -139,14 +139,14 @@ MUTATIONS = [
         CORPUS,
         "if (info.part != part || !file_.held_out(info.client)) return;",
         "if (info.part != Part::train) return;",
-        ("data_corpus_test",),
+        ("data_test",),
     ),
     Mutation(
         "a client's own evaluation on its training windows",
         CORPUS,
         "return windows_of(sequences_of(client, part));",
         "return windows_of(sequences_of(client, Part::train));",
-        ("data_corpus_test",),
+        ("data_test",),
     ),
     Mutation(
         "evaluation loses the last window of full batches",
@@ -171,28 +171,28 @@ MUTATIONS = [
         "sums.add(factor, values, first);",
         "const auto lost = static_cast<std::size_t>(options_.rank_max - upload.lora_rank);\n"
         "sums.add(factor, values, first + lost * (values.size() / static_cast<std::size_t>(upload.lora_rank)));",
-        ("fed_merge",),
+        ("fed_core_test",),
     ),
     Mutation(
         "weighted sum that is not divided by the weights",
         "src/fed/merge.cpp",
         "const double value = base + sum / divisor.z;",
         "const double value = base + sum + 0.0 * divisor.z;",
-        ("fed_merge",),
+        ("fed_core_test",),
     ),
     Mutation(
         "weights not renormalised over a slot's contributors",
         "src/fed/merge.cpp",
         "if (input.strategy.slot_norm == SlotNorm::contributors && !report.has_slot(slot)) continue;",
         "(void)slot;",
-        ("fed_merge",),
+        ("fed_core_test",),
     ),
     Mutation(
         "prune decision compares the trained tail with itself",
         "src/fed/prune.cpp",
         "decision.before = tail_norm_product(layout, received, lora_rank, g);",
         "decision.before = tail_norm_product(layout, trained, lora_rank, g);",
-        ("fed_prune",),
+        ("fed_core_test",),
     ),
     Mutation(
         "pruning that is forgotten after the round",
@@ -243,6 +243,6 @@ MUTATIONS = [
         "src/store/checkpoint.cpp",
         "if (actual != line.substr(0, gap))",
         "if (false)",
-        ("store_checkpoint_test",),
+        ("store_test",),
     ),
 ]  # fmt: skip

@@ -23,7 +23,7 @@ namespace {
 
 using test::TemporaryFolder;
 
-ExitCode code_of(const std::function<void()>& action, const std::vector<std::string>& words = {}) {
+ExitCode code_and_words_of(const std::function<void()>& action, const std::vector<std::string>& words = {}) {
     try {
         action();
     } catch (const Error& error) {
@@ -67,7 +67,8 @@ TEST(RunFolder, a_folder_that_holds_a_run_is_refused_and_left_as_it_is) {
         const std::filesystem::path place = folder / (std::string("of_") + name);
         std::filesystem::create_directory(place);
         std::ofstream(place / name) << "x";
-        EXPECT_EQ(code_of([&] { (void)RunFolder::create(place); }, {"another run", name, "--output", place.string()}),
+        EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create(place); },
+                                    {"another run", name, "--output", place.string()}),
                   ExitCode::usage);
         EXPECT_EQ(read_text_file(place / name), "x");
     }
@@ -83,21 +84,24 @@ TEST(RunFolder, the_refusal_says_which_run_it_is) {
     status.rounds = 10;
     write_status(folder / "status.json", status);
 
-    EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder.path()); }, {"'first try'", "done", "round 7 of 10"}),
-              ExitCode::usage);
+    EXPECT_EQ(
+        code_and_words_of([&] { (void)RunFolder::create(folder.path()); }, {"'first try'", "done", "round 7 of 10"}),
+        ExitCode::usage);
 }
 
 TEST(RunFolder, two_writers_are_kept_apart) {
     const TemporaryFolder folder;
     {
         RunFolder first = RunFolder::create(folder / "a");
-        EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder / "a"); }, {"another process", "no status yet"}),
-                  ExitCode::usage);
+        EXPECT_EQ(
+            code_and_words_of([&] { (void)RunFolder::create(folder / "a"); }, {"another process", "no status yet"}),
+            ExitCode::usage);
         first.write_config("x", "{}");
         write_status(first.status(), status_of_this_process());
-        EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "a"); }, {"another process", "pid"}), ExitCode::usage);
+        EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "a"); }, {"another process", "pid"}),
+                  ExitCode::usage);
         const RunFolder moved = std::move(first);
-        EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "a"); }), ExitCode::usage);
+        EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "a"); }), ExitCode::usage);
     }
 
     const RunFolder again = RunFolder::reopen(folder / "a");
@@ -108,8 +112,8 @@ TEST(RunFolder, two_writers_are_kept_apart) {
 TEST(RunFolder, there_must_be_a_run_to_go_on_with) {
     const TemporaryFolder folder;
 
-    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "none"); }, {"no run"}), ExitCode::usage);
-    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder.path()); }, {"no run"}), ExitCode::usage);
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "none"); }, {"no run"}), ExitCode::usage);
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder.path()); }, {"no run"}), ExitCode::usage);
     EXPECT_FALSE(std::filesystem::exists(folder / "none"));
 }
 
@@ -117,13 +121,14 @@ TEST(RunFolder, places_that_cannot_be_written_are_environment_errors) {
     const TemporaryFolder folder;
     std::ofstream(folder / "file") << "x";
 
-    EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder / "file"); }, {"is a file"}), ExitCode::usage);
-    EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder / "file/run"); }, {"Not a directory"}),
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create(folder / "file"); }, {"is a file"}), ExitCode::usage);
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create(folder / "file/run"); }, {"Not a directory"}),
               ExitCode::environment);
-    EXPECT_EQ(code_of([&] { (void)RunFolder::create("/proc/hetlora"); }, {"/proc/hetlora"}), ExitCode::environment);
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create("/proc/hetlora"); }, {"/proc/hetlora"}),
+              ExitCode::environment);
 }
 
-AdapterLayout two_matrices() {
+AdapterLayout layout_of_two() {
     return {.matrices = {{"model.layers.0.self_attn.q_proj", 0, "q_proj", 3, 2},
                          {"model.layers.0.self_attn.v_proj", 0, "v_proj", 1, 2}}};
 }
@@ -141,8 +146,8 @@ TEST(RunFolder, adapters_have_the_names_and_shapes_of_peft) {
     std::vector<double> values(16);
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(i);
 
-    run.write_adapter(two_matrices(), values, {.lora_rank = 2, .scale = 2.0, .base_model = "models/x"});
-    run.write_adapter(two_matrices(), values, {.lora_rank = 2, .scale = 0.75, .base_model = "models/x"});
+    run.write_adapter(layout_of_two(), values, {.lora_rank = 2, .scale = 2.0, .base_model = "models/x"});
+    run.write_adapter(layout_of_two(), values, {.lora_rank = 2, .scale = 0.75, .base_model = "models/x"});
 
     const SafetensorsFile file(run.adapter() / "adapter_model.safetensors");
     const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.lora_";
@@ -164,16 +169,17 @@ TEST(RunFolder, a_failed_adapter_leaves_nothing) {
     const RunFolder run = RunFolder::create(folder / "a");
     const std::vector<double> values(16);
 
-    EXPECT_EQ(code_of([&] { run.write_adapter(two_matrices(), values, {.lora_rank = 3}); }, {"16 values"}),
+    EXPECT_EQ(code_and_words_of([&] { run.write_adapter(layout_of_two(), values, {.lora_rank = 3}); }, {"16 values"}),
               ExitCode::bug);
-    EXPECT_EQ(code_of([&] { run.write_adapter(two_matrices(), values, {.lora_rank = 2, .dtype = "F8"}); }),
+    EXPECT_EQ(code_and_words_of([&] { run.write_adapter(layout_of_two(), values, {.lora_rank = 2, .dtype = "F8"}); }),
               ExitCode::bug);
     std::ofstream(folder / "file") << "x";
-    EXPECT_EQ(code_of([&] { write_peft_adapter(folder / "file/adapter", two_matrices(), values, {.lora_rank = 2}); }),
+    EXPECT_EQ(code_and_words_of(
+                  [&] { write_peft_adapter(folder / "file/adapter", layout_of_two(), values, {.lora_rank = 2}); }),
               ExitCode::environment);
-    AdapterLayout twice = two_matrices();
+    AdapterLayout twice = layout_of_two();
     twice.matrices[1].name = twice.matrices[0].name;  // refused by the safetensors writer, after the folder was made
-    EXPECT_EQ(code_of([&] { run.write_adapter(twice, values, {.lora_rank = 2}); }), ExitCode::bug);
+    EXPECT_EQ(code_and_words_of([&] { run.write_adapter(twice, values, {.lora_rank = 2}); }), ExitCode::bug);
 
     for (const auto& entry : std::filesystem::directory_iterator(run.path()))
         EXPECT_EQ(entry.path().filename(), ".lock");
@@ -194,13 +200,13 @@ TEST(RunFolder, the_same_job_waits_for_the_lock_and_takes_over) {
     run->write_config("[experiment]\n", "{}");
     write_running_status(*run, "42");
 
-    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.2); }, {"another process", "job 42"}),
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 0.2); }, {"another process", "job 42"}),
               ExitCode::usage);
     std::thread ending([&] {
         std::this_thread::sleep_for(std::chrono::milliseconds(200));
         run.reset();
     });
-    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 30.0); }), ExitCode::ok);
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 30.0); }), ExitCode::ok);
     ending.join();
     ::unsetenv("SLURM_JOB_ID");
 }
@@ -213,12 +219,13 @@ TEST(RunFolder, a_sign_of_life_from_another_host_keeps_others_out) {
         write_running_status(run, "42", "node-of-another-kind");
     }
     EXPECT_TRUE(is_run_folder_in_use(folder / "run"));
-    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }, {"another node", "node-of-another-kind"}),
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); },
+                                {"another node", "node-of-another-kind"}),
               ExitCode::usage);
     const auto old = std::filesystem::file_time_type::clock::now() - std::chrono::seconds(100);
     std::filesystem::last_write_time(folder / "run/.lock", old);
     EXPECT_FALSE(is_run_folder_in_use(folder / "run"));
-    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }), ExitCode::ok);
+    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }), ExitCode::ok);
 }
 
 TEST(RunFolder, a_heartbeat_renews_the_lock_file) {

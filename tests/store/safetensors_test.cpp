@@ -53,13 +53,13 @@ void expect_refused(const std::string& content, std::initializer_list<const char
 std::span<const std::byte> as_bytes(const auto& values) { return std::as_bytes(std::span(values)); }
 
 const std::vector<float> matrix{1, 2, 3, 4, 5, 6};
-const std::vector<std::int64_t> numbers{7, -8};
+const std::vector<std::int64_t> two_numbers{7, -8};
 const std::vector<std::uint8_t> flags{1, 0, 1};
 
 std::vector<TensorData> three_tensors() {
     return {{.name = "flags", .dtype = "U8", .shape = {3}, .bytes = as_bytes(flags)},
             {.name = "matrix", .dtype = "F32", .shape = {2, 3}, .bytes = as_bytes(matrix)},
-            {.name = "numbers", .dtype = "I64", .shape = {2}, .bytes = as_bytes(numbers)}};
+            {.name = "numbers", .dtype = "I64", .shape = {2}, .bytes = as_bytes(two_numbers)}};
 }
 
 TEST(Safetensors, a_written_file_reads_back) {
@@ -74,7 +74,7 @@ TEST(Safetensors, a_written_file_reads_back) {
     EXPECT_EQ(file.info("matrix").shape, (std::vector<std::int64_t>{2, 3}));
     ASSERT_EQ(file.bytes("matrix").size(), 24U);
     EXPECT_EQ(std::memcmp(file.bytes("matrix").data(), matrix.data(), 24), 0);
-    EXPECT_EQ(std::memcmp(file.bytes("numbers").data(), numbers.data(), 16), 0);
+    EXPECT_EQ(std::memcmp(file.bytes("numbers").data(), two_numbers.data(), 16), 0);
     EXPECT_EQ(std::memcmp(file.bytes("flags").data(), flags.data(), 3), 0);
 }
 
@@ -268,7 +268,7 @@ TEST(CheckpointFolder, shards_are_one_view) {
     write_shards(folder, good_index);
     const CheckpointFolder checkpoint(folder.path());
     EXPECT_EQ(checkpoint.names(), (std::vector<std::string>{"flags", "matrix", "numbers"}));
-    EXPECT_EQ(std::memcmp(checkpoint.bytes("numbers").data(), numbers.data(), 16), 0);
+    EXPECT_EQ(std::memcmp(checkpoint.bytes("numbers").data(), two_numbers.data(), 16), 0);
     EXPECT_EQ(std::memcmp(checkpoint.bytes("matrix").data(), matrix.data(), 24), 0);
     EXPECT_EQ(checkpoint.sha256(), sha256_hex(read_bytes(folder / "model-00001-of-00002.safetensors") +
                                               read_bytes(folder / "model-00002-of-00002.safetensors")));

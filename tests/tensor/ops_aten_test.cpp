@@ -14,7 +14,7 @@ at::Tensor random(at::IntArrayRef shape, at::ScalarType dtype) {
     return at::randn(shape, at::TensorOptions().dtype(at::kDouble)).to(dtype);
 }
 
-double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+double difference_in_double(const at::Tensor& a, const at::Tensor& b) {
     const at::Tensor expected = b.to(at::kDouble);
     return (a.to(at::kDouble) - expected).abs().max().item<double>() / expected.abs().max().item<double>();
 }
@@ -28,14 +28,14 @@ TEST(AtenBfloat16, computes_in_float_and_rounds_once) {
     at::Tensor y = at::empty({37, 64}, at::kBFloat16), expected = at::empty_like(y), rstd = at::empty({37});
     aten::rms_norm(x, w, 1e-5, y, rstd);
     ops::rms_norm(x, w, 1e-5, expected, rstd);
-    EXPECT_LT(largest_difference(y, expected), one_rounding);
+    EXPECT_LT(difference_in_double(y, expected), one_rounding);
     EXPECT_EQ((y != expected).sum().item<std::int64_t>() > 37 * 64 / 50, false);
 
     const at::Tensor dy = random({37, 64}, at::kBFloat16);
     at::Tensor dx = random({37, 64}, at::kFloat), dx_expected = dx.clone();
     aten::rms_norm_backward(dy, x, w, rstd, dx);
     ops::rms_norm_backward(dy, x, w, rstd, dx_expected);
-    EXPECT_LT(largest_difference(dx, dx_expected), 2e-6);
+    EXPECT_LT(difference_in_double(dx, dx_expected), 2e-6);
 
     const at::Tensor gate_up = random({19, 90}, at::kBFloat16) * 3, d_out = random({19, 45}, at::kBFloat16);
     at::Tensor out = at::empty_like(d_out), out_expected = at::empty_like(d_out);
@@ -44,15 +44,15 @@ TEST(AtenBfloat16, computes_in_float_and_rounds_once) {
     ops::swiglu(gate_up, out_expected);
     aten::swiglu_backward(d_out, gate_up, d);
     ops::swiglu_backward(d_out, gate_up, d_expected);
-    EXPECT_LT(largest_difference(out, out_expected), one_rounding);
-    EXPECT_LT(largest_difference(d, d_expected), one_rounding);
+    EXPECT_LT(difference_in_double(out, out_expected), one_rounding);
+    EXPECT_LT(difference_in_double(d, d_expected), one_rounding);
 
     const auto table = ops::make_rotary_table(64, 10, 10000.0, at::TensorOptions().dtype(at::kFloat));
     const at::Tensor position = at::arange(23, at::kInt);
     at::Tensor turned = random({23, 30}, at::kBFloat16), turned_expected = turned.clone();
     aten::rotary(turned, 3, 10, table, position, -1);
     ops::rotary(turned_expected, 3, 10, table, position, -1);
-    EXPECT_LT(largest_difference(turned, turned_expected), one_rounding);
+    EXPECT_LT(difference_in_double(turned, turned_expected), one_rounding);
 
     at::Tensor sum = at::empty_like(x), sum_expected = at::empty_like(x);
     at::add_out(sum, x, dy);
@@ -70,8 +70,8 @@ TEST(AtenBfloat16, cross_entropy) {
     at::Tensor correct = at::empty({21}, at::kByte), correct_expected = at::empty({21}, at::kByte);
     aten::cross_entropy(own, target, scale, loss, correct, true);
     ops::cross_entropy(expected, target, scale, loss_expected, correct_expected, true);
-    EXPECT_LT(largest_difference(own, expected), one_rounding);
-    EXPECT_LT(largest_difference(loss, loss_expected), 2e-6);
+    EXPECT_LT(difference_in_double(own, expected), one_rounding);
+    EXPECT_LT(difference_in_double(loss, loss_expected), 2e-6);
     EXPECT_TRUE(at::equal(correct, correct_expected));
 }
 
@@ -124,9 +124,9 @@ TEST(AtenAttention, all_sequences_at_once_give_the_kernels_numbers) {
             kernels.d_qkv = at::zeros_like(aten.d_qkv);
             aten.run_aten();
             kernels.run_kernels();
-            EXPECT_LT(largest_difference(aten.out, kernels.out), tolerance);
-            EXPECT_LT(largest_difference(aten.lse, kernels.lse), dtype == at::kBFloat16 ? 1e-5 : tolerance);
-            EXPECT_LT(largest_difference(aten.d_qkv, kernels.d_qkv), 5 * tolerance);
+            EXPECT_LT(difference_in_double(aten.out, kernels.out), tolerance);
+            EXPECT_LT(difference_in_double(aten.lse, kernels.lse), dtype == at::kBFloat16 ? 1e-5 : tolerance);
+            EXPECT_LT(difference_in_double(aten.d_qkv, kernels.d_qkv), 5 * tolerance);
         }
     }
 }

@@ -12,7 +12,7 @@ namespace {
 using testing_train::hashed_factors;
 using testing_train::odd_layout;
 
-constexpr std::array<std::int64_t, 4> lora_ranks{3, 8, 5, 6};
+constexpr std::array<std::int64_t, 4> ranks_of_clients{3, 8, 5, 6};
 
 /// Four clients after `steps` updates; the last one stops a step early.
 struct Updated {
@@ -24,20 +24,21 @@ struct Updated {
         : group(odd_layout(), 4, 8, true, at::TensorOptions().dtype(dtype)), state(group, options.optimizer) {
         std::vector<std::vector<double>> start;
         std::vector<ClientFactors> factors;
-        for (int c = 0; c < 4; ++c) start.push_back(hashed_factors(odd_layout(), c, lora_ranks[c]));
-        for (std::size_t c = 0; c < 4; ++c) factors.push_back({.canonical = start[c], .lora_rank = lora_ranks[c]});
+        for (int c = 0; c < 4; ++c) start.push_back(hashed_factors(odd_layout(), c, ranks_of_clients[c]));
+        for (std::size_t c = 0; c < 4; ++c)
+            factors.push_back({.canonical = start[c], .lora_rank = ranks_of_clients[c]});
         group.set_all(factors);
         AdapterGroup gradient(odd_layout(), 4, 8, false, group.theta_CP.options());
         for (std::int64_t t = 1; t <= steps; ++t) {
             std::vector<ClientStep> clients;
             for (std::size_t c = 0; c < (t == steps ? 3 : 4); ++c) {
                 const double size = c == 1 ? 50.0 : 1.0;
-                gradient.set(
-                    static_cast<std::int64_t>(c),
-                    hashed_factors(odd_layout(), static_cast<int>(9 * t) + static_cast<int>(c), lora_ranks[c], size),
-                    lora_ranks[c]);
-                const std::int64_t tail = c == 2 ? lora_ranks[c] : lora_ranks[c] - 2;  // client 2 has none
-                clients.push_back({.lora_rank = lora_ranks[c], .tail_start = tail, .step = t});
+                gradient.set(static_cast<std::int64_t>(c),
+                             hashed_factors(odd_layout(), static_cast<int>(9 * t) + static_cast<int>(c),
+                                            ranks_of_clients[c], size),
+                             ranks_of_clients[c]);
+                const std::int64_t tail = c == 2 ? ranks_of_clients[c] : ranks_of_clients[c] - 2;  // client 2 has none
+                clients.push_back({.lora_rank = ranks_of_clients[c], .tail_start = tail, .step = t});
             }
             group.gradient_CP.copy_(gradient.theta_CP);
             update(group, state, odd_layout(), clients, options);
@@ -101,15 +102,16 @@ TEST(UpdateClientsAten, is_zero_where_a_tail_is_zero) {
 TEST(AdapterGroup, all_clients_in_one_copy_are_each_client_in_its_own) {
     std::vector<std::vector<double>> values;
     std::vector<ClientFactors> factors;
-    for (int c = 0; c < 4; ++c) values.push_back(hashed_factors(odd_layout(), c, lora_ranks[c]));
-    for (std::size_t c = 0; c < 4; ++c) factors.push_back({.canonical = values[c], .lora_rank = lora_ranks[c]});
+    for (int c = 0; c < 4; ++c) values.push_back(hashed_factors(odd_layout(), c, ranks_of_clients[c]));
+    for (std::size_t c = 0; c < 4; ++c) factors.push_back({.canonical = values[c], .lora_rank = ranks_of_clients[c]});
     AdapterGroup one_by_one(odd_layout(), 4, 8, false, at::TensorOptions().dtype(at::kFloat));
     AdapterGroup together(odd_layout(), 4, 8, false, at::TensorOptions().dtype(at::kFloat));
-    for (std::size_t c = 0; c < 4; ++c) one_by_one.set(static_cast<std::int64_t>(c), values[c], lora_ranks[c]);
+    for (std::size_t c = 0; c < 4; ++c) one_by_one.set(static_cast<std::int64_t>(c), values[c], ranks_of_clients[c]);
     together.set_all(factors);
     EXPECT_TRUE(at::equal(one_by_one.theta_CP, together.theta_CP));
-    const auto all = together.get_all(lora_ranks);
-    for (std::size_t c = 0; c < 4; ++c) EXPECT_EQ(all[c], one_by_one.get(static_cast<std::int64_t>(c), lora_ranks[c]));
+    const auto all = together.get_all(ranks_of_clients);
+    for (std::size_t c = 0; c < 4; ++c)
+        EXPECT_EQ(all[c], one_by_one.get(static_cast<std::int64_t>(c), ranks_of_clients[c]));
 }
 
 }  // namespace

@@ -99,7 +99,7 @@ struct PartialGroup {
 };
 
 /// One client's update from the equations, element by element of the canonical form.
-struct ByHand {
+struct PartByHand {
     PartialClient client;
     std::vector<double> theta;
     std::vector<double> received = theta;
@@ -205,7 +205,7 @@ TEST(PartialUpdate, equals_the_loop_over_elements) {
         for (const auto& [dtype, tolerance] : {std::pair{at::kDouble, 1e-13}, {at::kFloat, 3e-6}}) {
             for (const Update& update : both_paths) {
                 PartialGroup partial(mixed_clients(), dtype, options);
-                std::vector<ByHand> hand;
+                std::vector<PartByHand> hand;
                 for (std::size_t c = 0; c < partial.clients.size(); ++c)
                     hand.push_back({.client = partial.clients[c], .theta = partial.received[c]});
                 for (int t = 1; t <= 6; ++t) {
