@@ -1,10 +1,9 @@
 // Which answer the model finds most likely: every answer of every question is one sequence of a forward pass.
 #include <algorithm>
 
+#include "global_batches.hpp"
 #include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
-#include "hetlora/base/stop_request.hpp"
-#include "hetlora/comm/agree.hpp"
 #include "hetlora/model/batch.hpp"
 #include "ordered_gather.hpp"
 
@@ -55,36 +54,27 @@ std::vector<std::int64_t> chosen_answers(Transport& transport, Experiment& exper
     const auto batches = evaluation_batches(shapes, experiment.settings.compute.pack_tokens);
     const bool mean = experiment.settings.evaluation.choice_score == ChoiceScore::mean;
     std::vector<AnswerScore> mine;
-    skip_wait_for_look();
-    agree(transport, "weighing answers", [&] {
-        const std::int64_t rank_max = experiment.settings.lora.rank_max;
-        AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
-                             experiment.engine->weights().options());
-        adapter.set(0, global, rank_max);
-        for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
-             b += static_cast<std::size_t>(transport.mpi_size())) {
-            throw_if_stop_requested();
-            std::vector<AskedAnswer> asked;
-            BatchClient client{.group = &adapter,
-                               .client_in_group = 0,
-                               .scale = experiment.global_scale,
-                               .dropout_seed = 0,
-                               .sequences = {}};
-            for (const std::size_t i : batches[b])
-                asked.push_back(asked_answer(questions[places[i].question],
-                                             questions[places[i].question].answers[places[i].answer]));
-            for (const AskedAnswer& one : asked)
-                client.sequences.push_back({.inputs = one.inputs, .targets = one.targets});
-            const RowLosses losses =
-                experiment.engine->evaluate(make_batch(experiment.engine->weights(), std::span(&client, 1)));
-            std::size_t row = 0;
-            for (const std::size_t i : batches[b]) {
-                const std::size_t tokens = questions[places[i].question].answers[places[i].answer].size();
-                double sum = 0.0;
-                for (std::size_t t = 0; t < tokens; ++t) sum -= losses.loss_L[row++];
-                mine.push_back(
-                    {.answer = static_cast<std::int64_t>(i), .score = mean ? sum / static_cast<double>(tokens) : sum});
-            }
+    const GlobalPass pass{.doing = "weighing answers", .global = global, .batches = batches.size()};
+    for_own_batches(transport, experiment, pass, [&](AdapterGroup& adapter, std::size_t b) {
+        std::vector<AskedAnswer> asked;
+        BatchClient client{.group = &adapter,
+                           .client_in_group = 0,
+                           .scale = experiment.global_scale,
+                           .dropout_seed = 0,
+                           .sequences = {}};
+        for (const std::size_t i : batches[b])
+            asked.push_back(
+                asked_answer(questions[places[i].question], questions[places[i].question].answers[places[i].answer]));
+        for (const AskedAnswer& one : asked) client.sequences.push_back({.inputs = one.inputs, .targets = one.targets});
+        const RowLosses losses =
+            experiment.engine->evaluate(make_batch(experiment.engine->weights(), std::span(&client, 1)));
+        std::size_t row = 0;
+        for (const std::size_t i : batches[b]) {
+            const std::size_t tokens = questions[places[i].question].answers[places[i].answer].size();
+            double sum = 0.0;
+            for (std::size_t t = 0; t < tokens; ++t) sum -= losses.loss_L[row++];
+            mine.push_back(
+                {.answer = static_cast<std::int64_t>(i), .score = mean ? sum / static_cast<double>(tokens) : sum});
         }
     });
     std::vector<std::int64_t> chosen(questions.size(), 0);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "global_batches.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/comm/agree.hpp"
@@ -26,18 +27,11 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
     };
     const auto batches = evaluation_batches(windows, experiment.settings.compute.pack_tokens);
     std::vector<BatchSums> mine;
-    skip_wait_for_look();
-    agree(transport, "evaluating", [&] {
-        const std::int64_t rank_max = experiment.settings.lora.rank_max;
-        AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
-                             experiment.engine->weights().options());
-        adapter.set(0, global, rank_max);
-        for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
-             b += static_cast<std::size_t>(transport.mpi_size())) {
-            mine.push_back({.batch = static_cast<std::int64_t>(b),
-                            .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b],
-                                                   &adapter, experiment.global_scale)});
-        }
+    const GlobalPass pass{.doing = "evaluating", .global = global, .batches = batches.size()};
+    for_own_batches(transport, experiment, pass, [&](AdapterGroup& adapter, std::size_t b) {
+        mine.push_back({.batch = static_cast<std::int64_t>(b),
+                        .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b], &adapter,
+                                               experiment.global_scale)});
     });
     const std::vector<BatchSums> all = gather_in_order(transport, mine, &BatchSums::batch);
     EvaluationSums total;

@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
-#include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
@@ -16,13 +15,13 @@
 #include "hetlora/base/text.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/comm/agree.hpp"
+#include "plan_evaluation.hpp"
 
 namespace hetlora {
 namespace {
 
-/// Time for measuring training steps, and for measuring the evaluation.
+/// Time for measuring training steps.
 constexpr double train_budget_s = 8.0;
-constexpr double evaluation_budget_s = 4.0;
 /// Rounds whose plans are looked at: cohorts differ.
 constexpr std::int64_t most_planned_rounds = 50;
 constexpr int most_repeats = 5;
@@ -55,7 +54,8 @@ struct PlanFigures {
     double start_s = 0.0;
     double train_s = 0.0;       ///< of a round, the slowest MPI rank
     double overhead_s = 0.0;    ///< of a round: exchange, merge, checkpoint
-    double evaluation_s = 0.0;  ///< of one evaluation
+    double evaluation_s = 0.0;  ///< of one evaluation, further metrics included
+    double test_s = 0.0;        ///< of one evaluation on the test part
     std::int64_t peak_memory_bytes = 0;
 };
 
@@ -69,7 +69,11 @@ public:
 
     PlanFigures measure(int mpi_ranks) {
         PlanFigures figures;
-        measure_evaluation(figures, mpi_ranks);  // first, as in a run: then memory is taken in the same order
+        // First, as in a run: then memory is taken in the same order.
+        const EvaluationCost evaluation = measure_evaluation_cost(transport_, experiment_, start_);
+        const double fewer = static_cast<double>(transport_.mpi_size()) / static_cast<double>(mpi_ranks);
+        figures.evaluation_s = evaluation.seconds * fewer;
+        figures.test_s = evaluation.test_seconds * fewer;
         measure_training(figures, mpi_ranks);
         figures.overhead_s += checkpoint_seconds();
         std::array<std::int64_t, 1> peak{peak_memory_bytes()};
@@ -158,36 +162,6 @@ private:
         figures.overhead_s = median(overheads);
     }
 
-    void measure_evaluation(PlanFigures& figures, int mpi_ranks) {
-        const auto& all = experiment_.evaluation_windows;
-        const auto rows_of = [](std::span<const WindowRef> windows) {
-            double rows = 0.0;
-            for (const auto& window : windows) rows += static_cast<double>(window.rows);
-            return rows;
-        };
-        const auto timed = [&](std::size_t count) {
-            std::vector<WindowRef> some;  // spread over the set: they differ in length
-            for (std::size_t i = 0; i < count; ++i) some.push_back(all[i * all.size() / count]);
-            transport_.barrier();
-            Stopwatch watch;
-            (void)evaluate_global(transport_, experiment_, start_, some);
-            std::array<double, 1> seconds{watch.seconds() * rows_of(all) / rows_of(some)};
-            transport_.broadcast_values(seconds);
-            return seconds[0];
-        };
-        // A batch for each MPI rank first: that is warm-up and estimate in one.
-        const double mean_rows = rows_of(all) / static_cast<double>(all.size());
-        const auto batch = static_cast<std::size_t>(
-            static_cast<double>(experiment_.settings.compute.pack_tokens * transport_.mpi_size()) / mean_rows);
-        const std::size_t few = std::clamp<std::size_t>(batch, 1, all.size());
-        const double estimate = timed(few);
-        const double share = std::min(1.0, evaluation_budget_s / std::max(1e-6, estimate));
-        const auto more =
-            std::clamp<std::size_t>(static_cast<std::size_t>(share * static_cast<double>(all.size())), few, all.size());
-        figures.evaluation_s =
-            timed(more) * static_cast<double>(transport_.mpi_size()) / static_cast<double>(mpi_ranks);
-    }
-
     /// A checkpoint into the folder for temporary files.
     double checkpoint_seconds() {
         double seconds = 0.0;
@@ -251,10 +225,12 @@ int run_plan(Transport& transport, const Settings& settings, const CommandLine& 
     const std::int64_t every = settings.evaluation.every;
     const std::int64_t evaluations = 1 + rounds / every + (rounds % every != 0 ? 1 : 0);
     const double round_s = figures.train_s + figures.overhead_s;
-    const double evaluation_share = figures.evaluation_s * static_cast<double>(evaluations - 1) /
-                                    static_cast<double>(std::max<std::int64_t>(1, rounds));
-    const double total_s = figures.start_s + static_cast<double>(rounds) * round_s +
-                           static_cast<double>(evaluations) * figures.evaluation_s;
+    // Where test is measured at every best round, each may be one.
+    const std::int64_t tests = settings.evaluation.test == TestEvaluation::best ? evaluations - 1 : 1;
+    const double later_s =
+        figures.evaluation_s * static_cast<double>(evaluations - 1) + figures.test_s * static_cast<double>(tests);
+    const double evaluation_share = later_s / static_cast<double>(std::max<std::int64_t>(1, rounds));
+    const double total_s = figures.start_s + static_cast<double>(rounds) * round_s + figures.evaluation_s + later_s;
     const double core_hours =
         total_s * static_cast<double>(mpi_ranks) * static_cast<double>(experiment.settings.compute.threads) / 3600.0;
     const bool on_gpu = experiment.settings.compute.device == DeviceChoice::cuda;
@@ -294,6 +270,7 @@ int run_plan(Transport& transport, const Settings& settings, const CommandLine& 
         json["seconds_overhead"] = figures.overhead_s;
         json["seconds_per_round"] = round_s + evaluation_share;
         json["seconds_per_evaluation"] = figures.evaluation_s;
+        json["seconds_per_test"] = figures.test_s;
         json["seconds_total"] = total_s;
         json["core_hours"] = core_hours;
         json["peak_memory_bytes"] = figures.peak_memory_bytes;

@@ -2,10 +2,9 @@
 #include <algorithm>
 #include <array>
 
+#include "global_batches.hpp"
 #include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
-#include "hetlora/base/stop_request.hpp"
-#include "hetlora/comm/agree.hpp"
 #include "hetlora/model/generate.hpp"
 #include "hetlora/train/label_scores.hpp"
 #include "hetlora/train/text_scores.hpp"
@@ -40,26 +39,18 @@ std::vector<ReplyScores> scores_of_replies(Transport& transport, Experiment& exp
     }
     const auto batches = evaluation_batches(shapes, settings.compute.pack_tokens);
     std::vector<ReplyScores> mine;
-    skip_wait_for_look();
-    agree(transport, "generating replies", [&] {
-        const std::int64_t rank_max = settings.lora.rank_max;
-        AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
-                             experiment.engine->weights().options());
-        adapter.set(0, global, rank_max);
-        for (std::size_t b = static_cast<std::size_t>(transport.mpi_rank()); b < batches.size();
-             b += static_cast<std::size_t>(transport.mpi_size())) {
-            throw_if_stop_requested();
-            std::vector<std::vector<std::int32_t>> prompts;
-            for (const std::size_t i : batches[b]) prompts.push_back(questions[i].prompt);
-            const auto replies = generate(*experiment.engine, &adapter, experiment.global_scale, prompts, options);
-            for (std::size_t k = 0; k < replies.size(); ++k) {
-                const TextQuestion& question = questions[batches[b][k]];
-                const std::string text = file.text_of(replies[k]);
-                mine.push_back({.question = static_cast<std::int64_t>(batches[b][k]),
-                                .rouge1 = rouge1(question.real, text),
-                                .rouge_l = rouge_l(question.real, text),
-                                .exact_match = exact_match(question.real, text) ? 1.0 : 0.0});
-            }
+    const GlobalPass pass{.doing = "generating replies", .global = global, .batches = batches.size()};
+    for_own_batches(transport, experiment, pass, [&](AdapterGroup& adapter, std::size_t b) {
+        std::vector<std::vector<std::int32_t>> prompts;
+        for (const std::size_t i : batches[b]) prompts.push_back(questions[i].prompt);
+        const auto replies = generate(*experiment.engine, &adapter, experiment.global_scale, prompts, options);
+        for (std::size_t k = 0; k < replies.size(); ++k) {
+            const TextQuestion& question = questions[batches[b][k]];
+            const std::string text = file.text_of(replies[k]);
+            mine.push_back({.question = static_cast<std::int64_t>(batches[b][k]),
+                            .rouge1 = rouge1(question.real, text),
+                            .rouge_l = rouge_l(question.real, text),
+                            .exact_match = exact_match(question.real, text) ? 1.0 : 0.0});
         }
     });
     return gather_in_order(transport, mine, &ReplyScores::question);

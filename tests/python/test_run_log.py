@@ -183,9 +183,10 @@ def test_every_committed_round_survives_kill_9(tmp_path):
             rows = rounds.isel(round=slice(committed))
             np.testing.assert_array_equal(rows["round"], range(committed))
             np.testing.assert_allclose(rows.eval_loss, 3.0 - 0.1 * np.arange(committed))
-        with xr.open_dataset(folder / "run.h5", group="layers") as layers:
-            looked_at = layers["round"].values[layers["round"].values < committed]
-            np.testing.assert_array_equal(looked_at[looked_at > 0], range(2, committed, 2))
+        if committed > 2:  # a log rebuilt from rounds that looked at no layer has no such group
+            with xr.open_dataset(folder / "run.h5", group="layers") as layers:
+                looked_at = layers["round"].values[layers["round"].values < committed]
+                np.testing.assert_array_equal(looked_at[looked_at > 0], range(2, committed, 2))
         assert len((folder / "progress.jsonl").read_text().splitlines()) == committed
     print(f"{KILLS} kills, {whole_at_once} logs whole at once, all after a repair")
 
