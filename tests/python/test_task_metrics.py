@@ -340,3 +340,23 @@ def test_what_does_not_fit_is_refused_before_the_run(world, data, metrics, more,
     assert done.returncode in (2, 3), done.stderr
     assert expected in done.stderr
     assert not (world["folder"] / "refused").exists()
+
+
+def test_a_plan_counts_the_metrics_and_the_test_part(world):
+    """The same run with and without metrics and test: both are in the predicted total."""
+
+    def plan(name, metrics, **evaluation):
+        goal = world["folder"] / f"{name}.json"
+        done = start("plan", "--config", config(world, "label", name, metrics, evaluation=evaluation), "--json", goal)
+        assert done.returncode == 0, done.stderr
+        return json.loads(goal.read_text())
+
+    plain = plan("plan_plain", "perplexity")
+    full = plan("plan_full", "perplexity, choice_accuracy, rougeL", text_tokens=48, test="last")
+    assert plain["seconds_per_test"] == 0.0
+    assert 0.0 < full["seconds_per_test"] < full["seconds_per_evaluation"]  # a third of the people of valid
+    rounds = full["seconds_train"] + full["seconds_overhead"]
+    total = full["seconds_start"] + rounds + 2 * full["seconds_per_evaluation"] + full["seconds_per_test"]
+    assert full["seconds_total"] == pytest.approx(total)
+    # 48 tokens of some twenty replies, one after another, beside one pass over their rows: far from equal.
+    assert full["seconds_per_evaluation"] > plain["seconds_per_evaluation"]
