@@ -16,7 +16,6 @@
 #include "hetlora/app/run_records.hpp"
 #include "hetlora/app/run_warnings.hpp"
 #include "hetlora/app/samples.hpp"
-#include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/stop_request.hpp"
@@ -26,20 +25,10 @@
 #include "hetlora/fed/exchange.hpp"
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/progress_clock.hpp"
+#include "run_evaluation.hpp"
 
 namespace hetlora {
 namespace {
-
-/// Divergence is often finite: compare with the start.
-void check_health(const Settings& settings, std::int64_t round, double eval_loss, double start_loss) {
-    const double factor = settings.evaluation.divergence_factor;
-    if (std::isfinite(eval_loss) && (factor <= 0.0 || eval_loss <= factor * start_loss)) return;
-    throw training_error(
-        "round {}: the evaluation loss is {:.6g}, more than {} times the {:.6g} before training: training has "
-        "diverged; "
-        "lower local.learning_rate, set local.clip_norm, or raise evaluation.divergence_factor (0: never stop)",
-        round, eval_loss, factor, start_loss);
-}
 
 /// The loop itself; `files` is empty except on root.
 class Run {
@@ -54,6 +43,7 @@ public:
           checkpoints_(experiment, files ? files->folder.checkpoints() : std::filesystem::path()),
           drift_(make_drift(experiment)),
           private_files_(experiment.settings.output.dir / "private", init_.round_to_fp32),
+          evaluation_(transport, experiment, private_files_),
           warnings_(terminal) {
         server_.global = experiment.start;
     }
@@ -62,18 +52,7 @@ public:
         Stopwatch watch;
         RoundRecord record;
         const Traffic traffic = transport_.traffic();
-        fill_from_evaluation(record.round, evaluate(experiment_.settings.evaluation.part));
-        record.round.extra_metrics = in_log_order(experiment_.settings, task_metrics(experiment_.questions));
-        best_loss_ = record.round.eval_loss;
-        start_loss_ = record.round.eval_loss;
-        agree(transport_, "checking the evaluation loss", [&] {
-            if (std::isfinite(start_loss_)) return;
-            throw input_error(
-                "the evaluation loss is {} before any training: the weights in {} hold values that are not finite or "
-                "far "
-                "too large; download or convert the model again",
-                start_loss_, experiment_.settings.model.path.string());
-        });
+        evaluation_.before_training(record.round, server_.global);
         record.round.t_eval_s = watch.seconds();
         finish_round(record, traffic, watch, slot_statistics(experiment_.layout, server_.global, init_.rank_max, {}),
                      nullptr, {});
@@ -102,8 +81,7 @@ public:
             start_and_best[0] = first_.eval_loss;
         }
         transport_.broadcast_values(start_and_best);
-        start_loss_ = start_and_best[0];
-        best_loss_ = start_and_best[1];
+        evaluation_.restore(start_and_best[0], start_and_best[1]);
         checkpoints_.begin_after(point.round);
         first_own_round_ = point.round + 1;
     }
@@ -124,23 +102,16 @@ public:
         record.round.round = round;
         fill_from_reports(record.round, outcome, server_.base_delta_bytes);
         server_.base_delta_bytes = outcome.base_delta_bytes;
-        const EvaluationSettings& evaluation = experiment_.settings.evaluation;
-        const bool last_round = round == experiment_.settings.experiment.rounds;
-        if (last_round || round % evaluation.every == 0) {
+        const Settings& settings = experiment_.settings;
+        if (round == settings.experiment.rounds || round % settings.evaluation.every == 0) {
             Stopwatch evaluation_watch;
             broadcast_adapter_to_all();
-            fill_from_evaluation(record.round, evaluate(evaluation.part));
-            MetricValues more = task_metrics(experiment_.questions);
-            evaluate_on_test(record.round, last_round, more);
-            record.round.extra_metrics = in_log_order(experiment_.settings, more);
+            evaluation_.after_round(record.round, server_.global);
             record.round.t_eval_s = evaluation_watch.seconds();
         }
         finish_round(record, traffic, watch, outcome.merge.slots, &outcome, global_before);
         last_ = record.round;
-        if (std::isfinite(record.round.t_eval_s)) {
-            agree(transport_, "checking the evaluation loss",
-                  [&] { check_health(experiment_.settings, round, record.round.eval_loss, start_loss_); });
-        }
+        if (std::isfinite(record.round.t_eval_s)) evaluation_.check_health(record.round);
         if (transport_.is_root()) {
             warnings_.about_slots(outcome, experiment_.settings.lora.rank_max);
             warnings_.about_dropped(outcome);
@@ -230,35 +201,6 @@ public:
 private:
     void broadcast_adapter_to_all() {
         broadcast_adapter(transport_, server_.global, experiment_.settings.model.precision);
-    }
-
-    [[nodiscard]] EvaluationSums evaluate(EvaluationPart part) {
-        if (experiment_.strategy.is_personal()) {
-            return evaluate_personal(transport_, experiment_, server_.global,
-                                     {.private_factors = private_files_,
-                                      .part = part,
-                                      .sequences = experiment_.settings.evaluation.sequences});
-        }
-        const bool beside = part != experiment_.settings.evaluation.part;
-        return evaluate_global(transport_, experiment_, server_.global,
-                               beside ? experiment_.test_windows : experiment_.evaluation_windows);
-    }
-
-    [[nodiscard]] MetricValues task_metrics(const TaskQuestions& questions) {
-        return measure_tasks(transport_, experiment_, server_.global, questions);
-    }
-
-    /// Test is read where evaluation.test asks for it only: after the last round, or where valid says "the best so
-    /// far".
-    void evaluate_on_test(const RoundRow& row, bool last_round, MetricValues& values) {
-        const TestEvaluation wanted = experiment_.settings.evaluation.test;
-        const bool is_best = row.eval_loss < best_loss_;
-        if (is_best) best_loss_ = row.eval_loss;
-        if (wanted == TestEvaluation::none || !(last_round || (wanted == TestEvaluation::best && is_best))) return;
-        const double loss = evaluate(EvaluationPart::test).mean_loss();
-        values["test_loss"] = loss;
-        values["test_perplexity"] = std::exp(loss);
-        for (const auto& [name, value] : task_metrics(experiment_.test_questions)) values["test_" + name] = value;
     }
 
     /// What the adapter's file says of itself; where it is not the whole result, that too.
@@ -368,11 +310,10 @@ private:
     std::optional<UpdateDrift> drift_;  ///< with log.spectra
     ServerState server_;
     PrivateFiles private_files_;
+    RunEvaluation evaluation_;
     std::vector<double> base_losses_;
     RoundRow first_;
     RoundRow last_;
-    double start_loss_ = 0.0;
-    double best_loss_ = 0.0;  ///< smallest evaluation loss so far
     double io_s_ = 0.0;
     std::int64_t bytes_up_ = 0;
     std::int64_t bytes_down_ = 0;

@@ -24,7 +24,7 @@ enum class ExitCode : int {
 /// An error meant for people; `what()` is printed as it is, without a type name in front.
 class Error : public std::runtime_error {
 public:
-    Error(ExitCode code, std::string text) : std::runtime_error(std::move(text)), code_(code) {}
+    Error(ExitCode code, const std::string& text) : std::runtime_error(text), code_(code) {}
     [[nodiscard]] ExitCode code() const noexcept { return code_; }
 
 private:
