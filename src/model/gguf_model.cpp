@@ -130,7 +130,7 @@ std::string chosen_architecture(const GgufFile& file) {
     throw input_error(
         "{}: general.architecture is `{}`: read are llama (Mistral 7B among them), qwen2 and qwen3; choose such a file "
         "in `model.path` (docs/models.md)",
-        file.path().string(), name);
+        file.path().string(), name.substr(0, 80));
 }
 
 /// A number that the file holds as float32 (9.99999974e-06): six significant digits bring back the one that was meant.

@@ -17,6 +17,9 @@ namespace {
 
 constexpr std::string_view gguf_magic = "GGUF";
 constexpr std::size_t most_extents = 4;  // ggml's own limit
+constexpr std::size_t longest_name = 1000;
+
+bool is_control(char c) { return (c >= 0 && c < ' ') || c == '\x7f'; }
 
 /// ggml's names of types that are not read, for the message.
 constexpr std::array gguf_other_formats{std::pair{9U, "Q8_1"},     std::pair{10U, "Q2_K"},    std::pair{11U, "Q3_K"},
@@ -73,6 +76,15 @@ public:
         const auto bytes = text_bytes(what);
         return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
     }
+    /// A text that is fit to be shown: a key or a tensor's name.
+    std::string name(std::string_view what) {
+        std::string taken = text(what);
+        if (!taken.empty() && taken.size() <= longest_name && std::ranges::none_of(taken, is_control)) return taken;
+        const std::size_t size = taken.size();
+        taken.resize(std::min<std::size_t>(size, 80));
+        std::ranges::replace_if(taken, is_control, '?');
+        throw gguf_broken(path_, fmt::format("{} before byte {} is no name: {} bytes, \"{}\"", what, at_, size, taken));
+    }
     [[nodiscard]] std::size_t position() const { return at_; }
     [[nodiscard]] std::uint64_t left() const { return all_.size() - at_; }
 
@@ -121,8 +133,8 @@ GgufFile::GgufFile(const std::filesystem::path& path) : path_(path), file_(path)
 }
 
 void GgufFile::read_metadata(Cursor& cursor) {
-    std::string key = cursor.text("a metadata key");
-    const std::string what = fmt::format("the value of {}", key.substr(0, 80));
+    const std::string key = cursor.name("a metadata key");
+    const std::string what = fmt::format("the value of {}", key);
     Value value{.type = cursor.number<std::uint32_t>(what), .count = 0, .bytes = {}};
     const auto check_type = [&](std::uint32_t type) {
         if (type < gguf_value_types) return;
@@ -151,8 +163,8 @@ void GgufFile::read_metadata(Cursor& cursor) {
 
 GgufTensor GgufFile::read_tensor(Cursor& cursor) const {
     GgufTensor tensor;
-    tensor.name = cursor.text("a tensor's name");
-    const std::string what = fmt::format("tensor \"{}\"", tensor.name.substr(0, 80));
+    tensor.name = cursor.name("a tensor's name");
+    const std::string what = fmt::format("tensor \"{}\"", tensor.name);
     const auto n_extents = cursor.number<std::uint32_t>(what);
     if (n_extents == 0 || n_extents > most_extents) {
         throw gguf_broken(path_, fmt::format("{} has {} extents, 1 to {} are allowed", what, n_extents, most_extents));

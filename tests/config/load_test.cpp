@@ -274,8 +274,7 @@ TEST(LoadProblem, unset_variables_are_named) {
 TEST(LoadProblem, required_keys_depend_on_the_task) {
     EXPECT_EQ(problems("[model]\npath =\n", {}, RequiredFor::run),
               (Texts{"a.ini:2: model.path (frozen base model: a folder, a GGUF file, or org/name of one in the local "
-                     "Hugging Face "
-                     "cache) is missing; set \"path = ...\" in section "
+                     "Hugging Face cache) is missing; set \"path = ...\" in section "
                      "[model] or give model.path=... on the command line",
                      "a.ini: data.path (prepared data file (.h5)) is missing; set \"path = ...\" in section [data] or "
                      "give data.path=... on the command line"}));

@@ -208,6 +208,14 @@ TEST(Gguf, wrong_directories_are_refused) {
     expect_gguf_refused(with([](GgufText& f) { f.tensor("t", {256}, 77, 0); }), "? (77)");
 }
 
+TEST(Gguf, names_that_cannot_be_shown_are_refused) {
+    for (const std::string& name : {std::string(), std::string("a\0b", 3), std::string(1001, 'x')}) {
+        GgufText file;
+        file.begin(0, 1).text(name).number(std::uint32_t{4}).number(std::uint32_t{1});
+        expect_gguf_refused(file.content, "a metadata key before byte");
+    }
+}
+
 TEST(Gguf, wrong_metadata_are_refused) {
     const auto with = [](std::uint64_t n, const std::function<void(GgufText&)>& add) {
         GgufText file;
