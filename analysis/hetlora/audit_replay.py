@@ -54,7 +54,8 @@ class Replay:
         self.data = Prepared(options.data or self.settings.get("data.path", ""), self.settings)
         model_path = Path(options.model or self.settings.get("model.path", ""))
         if not (model_path / "config.json").is_file():
-            raise AuditError(f"base model not found - {model_path} (model.path) - give its folder with --model DIR")
+            made = f" (`hetlora convert gguf {model_path} --to DIR` makes one)" if model_path.is_file() else ""
+            raise AuditError(f"no base model folder - {model_path} (model.path) - give one with --model DIR{made}")
         self.model_path = model_path
         self.dtype = torch.float64 if self.settings.precision == "fp64" else torch.float32
         base = load_base(model_path, self.dtype)

@@ -18,6 +18,7 @@
 #include "hetlora/cuda/graph_step.hpp"
 #include "hetlora/fed/client_work.hpp"
 #include "hetlora/fed/lora_ranks.hpp"
+#include "hetlora/store/gguf.hpp"
 #include "hetlora/store/safetensors.hpp"
 
 namespace hetlora {
@@ -51,14 +52,21 @@ CorpusOptions corpus_options(const Settings& settings) {
             .max_windows_per_client = data.max_windows_per_client};
 }
 
+/// How to prepare data with this model's tokenizer.
+std::string prepare_advice(const std::filesystem::path& model) {
+    if (!std::filesystem::is_regular_file(model))
+        return fmt::format("`hetlora prepare ... --tokenizer {}`", model.string());
+    return fmt::format("{}, then `hetlora prepare ... --tokenizer DIR`", gguf_convert_command(model));
+}
+
 /// The data must have been made with the model's own tokenizer: other ids are other words, and nothing would crash.
 void check_tokenizer(const Settings& settings, const ModelConfig& config, const CorpusAttributes& data) {
     if (data.vocab_size > config.vocab_size) {
         throw input_error(
             "{} was prepared with a vocabulary of {} tokens, but the model in {} has only {}: prepare the data again "
-            "with that model's tokenizer (`hetlora prepare ... --tokenizer {}`)",
+            "with that model's tokenizer ({})",
             settings.data.path.string(), data.vocab_size, settings.model.path.string(), config.vocab_size,
-            settings.model.path.string());
+            prepare_advice(settings.model.path));
     }
     const auto tokenizer = settings.model.path / "tokenizer.json";
     if (data.tokenizer_sha256.empty() || !std::filesystem::exists(tokenizer)) return;

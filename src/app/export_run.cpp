@@ -12,6 +12,7 @@
 #include "hetlora/fed/round.hpp"
 #include "hetlora/model/weights.hpp"
 #include "hetlora/store/checkpoint.hpp"
+#include "hetlora/store/gguf.hpp"
 #include "hetlora/store/run_folder_adapter.hpp"
 
 namespace hetlora {
@@ -124,7 +125,11 @@ std::string export_run(const ExportRequest& request) {
     }
     if (request.merged) {
         write_merged(request, settings, layout, checkpoint);
-        return fmt::format("{}: the whole model after round {}\n", request.to.string(), checkpoint.round);
+        const bool no_companions = fs::is_regular_file(settings.model.path);
+        return fmt::format("{}: the whole model after round {}{}\n", request.to.string(), checkpoint.round,
+                           no_companions ? " (without a tokenizer: its base is a GGUF file; " +
+                                               gguf_convert_command(settings.model.path) + " writes one)"
+                                         : "");
     }
     if (strategy.updates_base()) {
         throw usage_error(

@@ -12,6 +12,7 @@
 #include "hetlora/model/config.hpp"
 #include "hetlora/store/checkpoint.hpp"
 #include "hetlora/store/corpus_file.hpp"
+#include "hetlora/store/gguf.hpp"
 #include "hetlora/store/run_folder.hpp"
 #include "hetlora/store/run_log_reader.hpp"
 #include "hetlora/store/safetensors.hpp"
@@ -44,11 +45,6 @@ std::string describe_log(const std::filesystem::path& path) {
         log.clients().size(), log.rank_max(), loss);
 }
 
-/// A run's log is known by its name, which is fixed; every other file has to be prepared data.
-std::string describe_file(const std::filesystem::path& path) {
-    return path.filename() == "run.h5" ? describe_log(path) : describe_corpus(path);
-}
-
 std::string describe_model(const std::filesystem::path& path) {
     const ModelConfig config = read_model_config(path);
     return fmt::format(
@@ -64,6 +60,13 @@ std::string describe_model(const std::filesystem::path& path) {
         config.family->qk_norm ? ", norms on q and k" : "",
         config.family->learned_positions ? "learned positions"
                                          : fmt::format("rotary rule {}", name_of(config.rotary.kind)));
+}
+
+/// A run's log is known by its name, which is fixed, a model by how it begins; every other file has to be prepared
+/// data.
+std::string describe_file(const std::filesystem::path& path) {
+    if (is_gguf_file(path)) return describe_model(path);
+    return path.filename() == "run.h5" ? describe_log(path) : describe_corpus(path);
 }
 
 }  // namespace

@@ -47,9 +47,10 @@ void add_experiment(std::vector<ConfigKey>& rows) {
 void add_model(std::vector<ConfigKey>& rows) {
     using S = ModelSettings;
     SectionBuilder<S> section("model", &Settings::model, rows);
-    auto& path = section.path(
-        {"path", Identity::none, "folder of the frozen base model, or org/name of one in the local Hugging Face cache"},
-        &S::path);
+    auto& path =
+        section.path({"path", Identity::none,
+                      "frozen base model: a folder, a GGUF file, or org/name of one in the local Hugging Face cache"},
+                     &S::path);
     path.required_for = RequiredFor::run;
     // A folder of that name wins; where neither is there, reading the model says so, with the command to fetch it.
     path.set = [set = std::move(path.set)](Settings& settings, std::string_view text) {

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "config_reader.hpp"
+#include "gguf_model.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/base/hub_cache.hpp"
@@ -194,11 +195,14 @@ std::int64_t ModelConfig::parameters() const {
 }
 
 ModelConfig read_model_config(const std::filesystem::path& folder) {
+    if (std::filesystem::is_regular_file(folder)) {
+        return parse_model_config(gguf_config(GgufFile(folder)), folder.string());
+    }
     const auto path = folder / "config.json";
     if (!std::filesystem::is_directory(folder)) {
         throw input_error(
             "model folder {} does not exist: give `model.path` a Hugging Face folder with config.json and "
-            "model.safetensors (`hetlora convert` makes one){}",
+            "model.safetensors (`hetlora convert` makes one) or a GGUF file{}",
             folder.string(), hub_advice(folder));
     }
     const std::string text = read_text_file(path);
@@ -210,9 +214,13 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
                           path.string(), error.what());
     }
     if (!object.is_object()) throw input_error("{}: not a JSON object", path.string());
-    ConfigReader reader(object, path.string());
+    return parse_model_config(object, path.string());
+}
+
+ModelConfig parse_model_config(const json& object, const std::string& path) {
+    ConfigReader reader(object, path);
     ModelConfig config;
-    config.family = &family_of(object, path.string());
+    config.family = &family_of(object, path);
     const ModelFamily& family = *config.family;
     const ConfigKeys& keys = family.keys;
     config.vocab_size = reader.positive("vocab_size");

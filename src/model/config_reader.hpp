@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "hetlora/base/error.hpp"
-#include "hetlora/model/families.hpp"
+#include "hetlora/model/config.hpp"
 
 namespace hetlora {
 
@@ -72,5 +72,8 @@ private:
     std::string path_;
     std::vector<std::string> problems_;
 };
+
+/// The model that a config.json's object describes. @param path for messages @throws see read_model_config
+[[nodiscard]] ModelConfig parse_model_config(const json& object, const std::string& path);
 
 }  // namespace hetlora

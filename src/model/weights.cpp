@@ -5,6 +5,7 @@
 #include <cstring>
 #include <set>
 
+#include "gguf_model.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
 #include "hetlora/store/safetensors.hpp"
@@ -28,6 +29,16 @@ at::ScalarType scalar_type_of(const TensorInfo& info, const std::filesystem::pat
 bool is_recomputed_buffer(const std::string& name) {
     return name.ends_with("rotary_emb.inv_freq") || name.ends_with(".attn.bias") ||
            name.ends_with(".attn.masked_bias");  // GPT-2's causal masks
+}
+
+LlamaWeights allocate_in_huge_pages(const ModelConfig& config, const at::TensorOptions& options) {
+    LlamaWeights weights = allocate_weights(config, options);
+    prefer_huge_pages(weights.embedding_VD);
+    for (const LayerWeights& layer : weights.layer) {
+        for (const at::Tensor& matrix : {layer.qkv_XD, layer.o_DX, layer.gate_up_ID, layer.down_DI})
+            prefer_huge_pages(matrix);
+    }
+    return weights;
 }
 
 }  // namespace
@@ -132,14 +143,15 @@ LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions
 
 LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device) {
     const ModelConfig config = read_model_config(folder);
-    const CheckpointFolder checkpoint(folder);
-    LlamaWeights weights = allocate_weights(config, at::TensorOptions().dtype(dtype).device(device));
-    std::set<std::string> used;
-    prefer_huge_pages(weights.embedding_VD);
-    for (const LayerWeights& layer : weights.layer) {
-        for (const at::Tensor& matrix : {layer.qkv_XD, layer.o_DX, layer.gate_up_ID, layer.down_DI})
-            prefer_huge_pages(matrix);
+    const at::TensorOptions options = at::TensorOptions().dtype(dtype).device(device);
+    if (std::filesystem::is_regular_file(folder)) {
+        LlamaWeights weights = allocate_in_huge_pages(config, options);
+        fill_weights(GgufFile(folder), weights);
+        return weights;
     }
+    const CheckpointFolder checkpoint(folder);
+    LlamaWeights weights = allocate_in_huge_pages(config, options);
+    std::set<std::string> used;
     for (const auto& [full_name, tensor] : named_weights(weights)) {
         const std::string_view prefix = config.family->prefix;
         const bool bare = config.family->base_prefix_optional && !checkpoint.contains(full_name) &&

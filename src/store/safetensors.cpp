@@ -363,6 +363,7 @@ std::string CheckpointFolder::sha256() const {
 }
 
 std::string base_identity_sha256(const std::filesystem::path& folder) {
+    if (fs::is_regular_file(folder)) return sha256_file(folder);
     const auto path = folder / "config.json";
     try {
         auto config = nlohmann::json::parse(read_text_file(path));  // sorts by name

@@ -30,6 +30,7 @@ std::string stamp(const fs::path& file) {
 std::string stamp_of_base(const fs::path& folder) {
     std::vector<std::string> stamps;
     std::error_code error;
+    if (fs::is_regular_file(folder, error)) return stamp(folder);  // a GGUF file
     for (const auto& entry : fs::directory_iterator(folder, error)) {
         const auto name = entry.path().filename().string();
         if (name.starts_with("model") || name == "config.json") stamps.push_back(stamp(entry.path()));

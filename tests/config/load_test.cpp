@@ -272,13 +272,12 @@ TEST(LoadProblem, unset_variables_are_named) {
 }
 
 TEST(LoadProblem, required_keys_depend_on_the_task) {
-    EXPECT_EQ(
-        problems("[model]\npath =\n", {}, RequiredFor::run),
-        (Texts{"a.ini:2: model.path (folder of the frozen base model, or org/name of one in the local Hugging Face "
-               "cache) is missing; set \"path = ...\" in section "
-               "[model] or give model.path=... on the command line",
-               "a.ini: data.path (prepared data file (.h5)) is missing; set \"path = ...\" in section [data] or "
-               "give data.path=... on the command line"}));
+    EXPECT_EQ(problems("[model]\npath =\n", {}, RequiredFor::run),
+              (Texts{"a.ini:2: model.path (frozen base model: a folder, a GGUF file, or org/name of one in the local "
+                     "Hugging Face cache) is missing; set \"path = ...\" in section "
+                     "[model] or give model.path=... on the command line",
+                     "a.ini: data.path (prepared data file (.h5)) is missing; set \"path = ...\" in section [data] or "
+                     "give data.path=... on the command line"}));
     EXPECT_TRUE(problems("", {"model.path=m", "data.path=d"}, RequiredFor::run).empty());
     EXPECT_EQ(problems("", {}, RequiredFor::pretrain).size(), 2U);
     EXPECT_TRUE(problems("", {"pretrain.data=d", "pretrain.output=o"}, RequiredFor::pretrain).empty());

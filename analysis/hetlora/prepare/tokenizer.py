@@ -79,6 +79,11 @@ def load_tokenizer(folder: str) -> TextTokenizer:
     """Load a folder with tokenizer.json (and tokenizer_config.json, chat_template.jinja, config.json if there)."""
     tokenizers = need("tokenizers", "data")
     path = Path(folder).expanduser()
+    if path.is_file():
+        raise InputError(
+            f"{path} is a file (--tokenizer wants a folder with tokenizer.json); of a GGUF file make one with "
+            f"`hetlora convert gguf {path} --to DIR`"
+        )
     if not path.is_dir():
         raise InputError(f"no such folder: {path} (--tokenizer wants a folder with tokenizer.json); check the path")
     file = existing_file(path / "tokenizer.json", "the tokenizer")

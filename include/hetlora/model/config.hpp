@@ -47,7 +47,8 @@ struct ModelConfig {
     [[nodiscard]] std::int64_t parameters() const;
 };
 
-/// Reads DIR/config.json as transformers 4 and 5 write it (5 keeps rope_theta inside rope_parameters).
+/// Reads DIR/config.json as transformers 4 and 5 write it (5 keeps rope_theta inside rope_parameters), or the metadata
+/// of a GGUF file.
 /// @throws Error (input) for a missing or malformed file, another family, and every feature that is not implemented
 ///         (other rotary rules, experts, another activation, ...), all of them named.
 [[nodiscard]] ModelConfig read_model_config(const std::filesystem::path& folder);

@@ -56,7 +56,8 @@ struct NamedWeight {
 /// float32.
 [[nodiscard]] LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions& options);
 
-/// Reads a Hugging Face folder (model.safetensors, or sharded with an index; F32, F16 or BF16), memory-mapped.
+/// Reads a Hugging Face folder (model.safetensors, or sharded with an index; F32, F16 or BF16) or a GGUF file
+/// (store/gguf.hpp), memory-mapped.
 /// @param dtype of the weights in memory (float, double or bfloat16; see allocate_weights)
 /// @throws Error (input) for a missing, misshapen, non-floating or unused tensor, each named.
 [[nodiscard]] LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device);

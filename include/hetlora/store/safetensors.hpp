@@ -109,7 +109,7 @@ private:
 };
 
 /// What a base is, by content: SHA-256 (64 hex digits) over CheckpointFolder::sha256 and config.json, whose values are
-/// taken in the order of their names without those that only say who wrote it.
+/// taken in the order of their names without those that only say who wrote it. Of a file (GGUF) it is its SHA-256.
 /// @throws Error (input) for a folder without weights or with a config.json that is no JSON
 [[nodiscard]] std::string base_identity_sha256(const std::filesystem::path& folder);
 
