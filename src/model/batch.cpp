@@ -39,7 +39,7 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
             for (std::size_t i = 0; i < sequence.inputs.size(); ++i) {
                 const std::int32_t token = sequence.inputs[i];
                 const std::int32_t target = sequence.targets[i];
-                if (token < 0 || token >= config.vocab_size || target >= config.vocab_size) {
+                if (token < 0 || token >= config.vocab_size || (client.head == nullptr && target >= config.vocab_size)) {
                     throw input_error(
                         "token {} is outside the model's vocabulary of {}: the data was prepared with another "
                         "tokenizer; prepare it again with the model's own",
@@ -55,6 +55,12 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
         }
         const double scale = 1.0 / static_cast<double>(std::max<std::size_t>(1, loss_rows.size() - first_loss));
         scales.resize(loss_rows.size(), scale);
+        if (client.head != nullptr && loss_rows.size() > first_loss) {
+            batch.class_heads.push_back({.group = client.head,
+                                         .client = client.client_in_head,
+                                         .row0 = static_cast<std::int64_t>(first_loss),
+                                         .rows = static_cast<std::int64_t>(loss_rows.size() - first_loss)});
+        }
         const std::int64_t rows = std::ssize(tokens) - first_row;
         if (client.group == nullptr || rows == 0) continue;
         if (!batch.runs.empty()) {

@@ -103,7 +103,7 @@ RowLosses RowLossTensors::to_host() const {
 
 RowLosses Engine::train(const TokenBatch& batch, double dropout) {
     const RowLossTensors losses =
-        runner_ != nullptr ? runner_->train(*this, batch, dropout) : train_on_device(batch, dropout);
+        runner_ != nullptr && batch.class_heads.empty() ? runner_->train(*this, batch, dropout) : train_on_device(batch, dropout);
     return losses.to_host();
 }
 
@@ -178,6 +178,7 @@ at::Tensor Engine::forward(const TokenBatch& batch, const LoraPass& pass, std::v
 }
 
 RowLossTensors Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND) {
+    if (!batch.class_heads.empty()) return class_head(batch, x_ND, dx_ND);
     const std::int64_t L = batch.loss_row_L.size(0);
     const std::int64_t D = weights_.config.hidden_size;
     const bool want_gradient = dx_ND.defined();

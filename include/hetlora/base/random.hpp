@@ -26,6 +26,7 @@ enum class Purpose : std::uint64_t {
     slot_choice = 13,
     fresh_adapter = 14,
     plugin = 15,
+    class_head = 16,
 };
 
 /// The finaliser of SplitMix64: a bijection of 64 bits with full avalanche.

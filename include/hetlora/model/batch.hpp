@@ -21,6 +21,8 @@ struct BatchClient {
     std::int64_t client_in_group = 0;
     double scale = 1.0;  ///< s in W0 + s B A
     std::uint64_t dropout_seed = 0;
+    ClassHeadGroup* head = nullptr;  ///< classification: targets are classes, one per sequence; null: next tokens
+    std::int64_t client_in_head = 0;
     std::vector<BatchSequence> sequences;
 };
 

@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "hetlora/model/class_head.hpp"
 #include "hetlora/model/lora.hpp"
 #include "hetlora/model/weights.hpp"
 #include "hetlora/tensor/arena.hpp"
@@ -40,6 +41,9 @@ struct TokenBatch {
     at::Tensor target_L;               ///< int64, the token that follows each of them
     at::Tensor row_scale_L;    ///< weight of each row's loss in its client's objective: 1 / loss tokens of the client
     std::vector<RowRun> runs;  ///< which rows belong to which adapters
+    /// Classification: whose head judges which of the L pooled rows, all of them in order; target_L are classes then.
+    /// Empty: the vocabulary's head.
+    std::vector<ClassHeadRun> class_heads;
     /// Generation only: span i continues sequence i of the cache, either from nothing or by one token.
     KeyValueCache* cache = nullptr;
 };
@@ -84,8 +88,8 @@ public:
     ///        weights over with std::move to have that memory back
     Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOptions& options = {});
 
-    /// Forward and backward: fills the gradients of the adapters named in batch.runs (overwriting them) with those of
-    /// sum over rows of row_scale * loss. @param dropout probability on the adapters' inputs
+    /// Forward and backward: fills the gradients of the adapters named in batch.runs, and of the heads in
+    /// batch.class_heads, (overwriting them) with those of sum over rows of row_scale * loss. @param dropout probability on the adapters' inputs
     [[nodiscard]] RowLosses train(const TokenBatch& batch, double dropout = 0.0);
     /// The same without a runner, and without waiting for the device.
     [[nodiscard]] RowLossTensors train_on_device(const TokenBatch& batch, double dropout = 0.0);
@@ -97,6 +101,8 @@ public:
     [[nodiscard]] RowLosses evaluate(const TokenBatch& batch);
     /// Logits [L, V] of the batch's loss rows (target_L and row_scale_L are not read).
     [[nodiscard]] at::Tensor logits(const TokenBatch& batch);
+    /// The same of the batch's class_heads: [L, K]. @pre there are some, all of one shape
+    [[nodiscard]] at::Tensor class_logits(const TokenBatch& batch);
 
     /// W0 <- W0 + sum_i b_i a_i^T of one adapted matrix, added in float64 and rounded once.
     /// @param a_RI [slots, d_in] row-major @param bt_RO [slots, d_out] row-major @pre options().base_changes
@@ -144,6 +150,8 @@ private:
     [[nodiscard]] at::Tensor activated(const at::Tensor& gate_up);
     /// Losses of the loss rows; with dx the gradient with respect to the last layer's output is written there.
     [[nodiscard]] RowLossTensors head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
+    /// head() with batch.class_heads.
+    [[nodiscard]] RowLossTensors class_head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
     /// The tensor in another dtype (itself where it has it), as a temporary.
     [[nodiscard]] at::Tensor as(const at::Tensor& x, at::ScalarType dtype);
     [[nodiscard]] bool adapted(std::size_t l, std::initializer_list<int> targets) const;
