@@ -48,6 +48,7 @@ CorpusOptions corpus_options(const Settings& settings) {
             .dirichlet_by_group = data.dirichlet_by == DirichletBy::group,
             .quantity_sigma = data.quantity_sigma,
             .seed_partition = settings.experiment.seed_partition,
+            .classification = settings.model.task == Task::classification,
             .min_windows = data.min_windows,
             .max_windows_per_client = data.max_windows_per_client};
 }
@@ -148,6 +149,34 @@ void take_questions(Experiment& experiment) {
         experiment.test_questions = task_questions(settings, *experiment.corpus, limits, experiment.test_windows);
 }
 
+/// Data and model must be for what model.task says.
+void check_task_of_data(const Settings& settings, const CorpusFile& file) {
+    const bool labels = file.attributes().task == name_of(Task::classification);
+    const bool wanted = settings.model.task == Task::classification;
+    if (labels == wanted) return;
+    if (wanted) {
+        throw input_error(
+            "{} was not prepared for model.task = classification: prepare it again with --task classification and "
+            "--label-field",
+            settings.data.path.string());
+    }
+    throw input_error(
+        "{} was prepared with --task classification, and has no next tokens to learn: set model.task = classification, "
+        "or prepare it again without --task",
+        settings.data.path.string());
+}
+
+/// The head that all mpi_ranks start from. @return nothing for next tokens
+std::unique_ptr<ClassHeadGroup> starting_head(const Settings& settings, const CorpusFile& file,
+                                              const LlamaWeights& weights) {
+    if (settings.model.task != Task::classification) return nullptr;
+    const ClassHeadShape shape = class_head_shape(weights.config, std::ssize(file.label_names()));
+    const AdapterInitLaw law = adapter_init_law(settings);
+    auto head = std::make_unique<ClassHeadGroup>(shape, 1, /*with_gradient=*/false, weights.options());
+    head->set(0, initial_class_head(shape, law.seed_init, law.round_to_fp32));
+    return head;
+}
+
 /// evaluation.clients = final asks for data that the clients themselves hold back.
 void check_own_data(const Experiment& experiment) {
     const EvaluationSettings& evaluation = experiment.settings.evaluation;
@@ -198,6 +227,7 @@ std::vector<ClientRow> clients_of_data(const Settings& settings) {
 Experiment build_experiment(Transport& transport, const Settings& settings) {
     Experiment experiment;
     experiment.settings = settings;
+    if (settings.model.task == Task::classification) experiment.settings.compute.device = DeviceChoice::cpu;
     choose_compute(transport, experiment.settings.compute);
     experiment.placement = placement(transport, experiment.settings.compute);
     ModelConfig config;
@@ -216,6 +246,7 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.start = starting_adapter(settings, experiment.strategy, experiment.layout);
         experiment.corpus = std::make_unique<Corpus>(settings.data.path, corpus_options(settings));
         check_tokenizer(settings, config, experiment.corpus->file().attributes());
+        check_task_of_data(settings, experiment.corpus->file());
     });
     experiment.choice = choose_engine(transport, experiment.settings, config, experiment.layout);
     experiment.choice.options.base_changes = experiment.strategy.updates_base();
@@ -229,6 +260,8 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         }
     });
     experiment.global_scale = lora_scale(settings.lora, settings.lora.rank_max);
+    agree(transport, "making the classification head",
+          [&] { experiment.head = starting_head(settings, experiment.corpus->file(), experiment.engine->weights()); });
     agree(transport, "loading the plugin", [&] {
         if (!settings.strategy.plugin.empty()) load_plugin(experiment);
     });
@@ -342,6 +375,7 @@ RoundContext round_context(Transport& transport, Experiment& experiment, Populat
             .init = adapter_init_law(settings),
             .plan = plan_options(settings, settings.compute.pack_tokens),
             .private_factors = private_factors,
+            .head = experiment.head ? &experiment.head->shape() : nullptr,
             .own = experiment.plugin ? &experiment.plugin->method() : nullptr};
 }
 

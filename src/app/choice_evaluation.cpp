@@ -33,6 +33,24 @@ struct AnswerScore {
 
 }  // namespace
 
+LabelScores judged_labels(Transport& transport, Experiment& experiment, std::span<const double> global,
+                          const TaskQuestions& questions) {
+    const auto batches = evaluation_batches(questions.labelled, experiment.settings.compute.pack_tokens);
+    LabelScores scores(questions.labels);
+    const GlobalPass pass{.doing = "judging labels", .global = global, .batches = batches.size()};
+    for_own_batches(transport, experiment, pass, [&](AdapterGroup& adapter, std::size_t b) {
+        const auto predicted =
+            predicted_labels(*experiment.engine, *experiment.corpus, questions.labelled, batches[b],
+                             {.adapter = &adapter, .scale = experiment.global_scale, .head = experiment.head.get()});
+        for (std::size_t i = 0; i < predicted.size(); ++i) {
+            const WindowRef& window = questions.labelled[batches[b][i]];
+            scores.add(experiment.corpus->file().sequence(window.sequence).label, predicted[i]);
+        }
+    });
+    transport.all_sum(scores.confusion);  // counts: any order gives the same
+    return scores;
+}
+
 std::vector<std::int64_t> chosen_answers(Transport& transport, Experiment& experiment, std::span<const double> global,
                                          std::span<const ChoiceQuestion> questions) {
     struct Place {

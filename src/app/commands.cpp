@@ -141,6 +141,15 @@ int run_check(Transport& transport, const CommandLine& command, Terminal& termin
     return 0;
 }
 
+/// Verbs that know next tokens only. @throws AgreedError
+void refuse_classification(Transport& transport, const Settings& settings, std::string_view verb) {
+    agree(transport, "reading the config", [&] {
+        if (settings.model.task != Task::classification) return;
+        throw usage_error("{} is not implemented for model.task = classification: what a run measures is in its run.h5",
+                          verb);
+    });
+}
+
 /// The adapter to evaluate: the given PEFT folder, or the zero adapter (the base).
 std::vector<double> adapter_values(const CommandLine& command, Experiment& experiment) {
     if (!command.adapter) {
@@ -157,6 +166,7 @@ std::vector<double> adapter_values(const CommandLine& command, Experiment& exper
 
 int run_evaluate(Transport& transport, const CommandLine& command, Terminal& terminal) {
     Settings settings = load(transport, command, RequiredFor::run);
+    refuse_classification(transport, settings, "evaluate");
     settings.strategy.plugin.clear();  // nothing is trained or merged
     Experiment experiment = build_experiment(transport, settings);
     const auto values = agree(transport, "reading the adapter", [&] { return adapter_values(command, experiment); });
@@ -176,6 +186,7 @@ int run_evaluate(Transport& transport, const CommandLine& command, Terminal& ter
 /// vocabulary gives the text.
 int run_generate(Transport& transport, const CommandLine& command, Terminal& terminal) {
     Settings settings = load(transport, command, RequiredFor::run);
+    refuse_classification(transport, settings, "generate");
     settings.strategy.plugin.clear();  // nothing is trained or merged
     Experiment experiment = build_experiment(transport, settings);
     agree(transport, "generating", [&] {
@@ -225,6 +236,12 @@ int run_pretrain(Transport& transport, const CommandLine& command, Terminal& ter
                                   human_seconds(step.time_s)));
     });
     return 0;
+}
+
+int bench(Transport& transport, const CommandLine& command, Terminal& terminal) {
+    const Settings settings = load(transport, command, RequiredFor::run);
+    refuse_classification(transport, settings, "bench");
+    return run_bench(transport, settings, command, terminal);
 }
 
 /// One folder's error does not keep the others from being repaired. @return the exit code of the first error
@@ -288,8 +305,7 @@ int run_verb(Transport& transport, const CommandLine& command, const std::string
     if (command.verb == "evaluate") return run_evaluate(transport, command, terminal);
     if (command.verb == "generate") return run_generate(transport, command, terminal);
     if (command.verb == "pretrain") return run_pretrain(transport, command, terminal);
-    if (command.verb == "bench")
-        return run_bench(transport, load(transport, command, RequiredFor::run), command, terminal);
+    if (command.verb == "bench") return bench(transport, command, terminal);
     if (command.verb == "plan")
         return run_plan(transport, load(transport, command, RequiredFor::run), command, terminal);
     throw bug_error("verb {} has no implementation", command.verb);

@@ -30,8 +30,9 @@ EvaluationSums evaluate_global(Transport& transport, Experiment& experiment, std
     const GlobalPass pass{.doing = "evaluating", .global = global, .batches = batches.size()};
     for_own_batches(transport, experiment, pass, [&](AdapterGroup& adapter, std::size_t b) {
         mine.push_back({.batch = static_cast<std::int64_t>(b),
-                        .sums = evaluate_batch(*experiment.engine, *experiment.corpus, windows, batches[b], &adapter,
-                                               experiment.global_scale)});
+                        .sums = evaluate_batch(
+                            *experiment.engine, *experiment.corpus, windows, batches[b],
+                            {.adapter = &adapter, .scale = experiment.global_scale, .head = experiment.head.get()})});
     });
     const std::vector<BatchSums> all = gather_in_order(transport, mine, &BatchSums::batch);
     EvaluationSums total;
@@ -64,8 +65,10 @@ std::vector<PersonalSums> personal_sums(Transport& transport, Experiment& experi
             adapter.set(0, own, lora_rank);
             PersonalSums entry{.client = clients[i], .sums = {}};
             for (const auto& batch : evaluation_batches(windows, settings.compute.pack_tokens)) {
-                entry.sums += evaluate_batch(*experiment.engine, *experiment.corpus, windows, batch, &adapter,
-                                             lora_scale(settings.lora, lora_rank));
+                entry.sums += evaluate_batch(*experiment.engine, *experiment.corpus, windows, batch,
+                                             {.adapter = &adapter,
+                                              .scale = lora_scale(settings.lora, lora_rank),
+                                              .head = experiment.head.get()});
             }
             mine.push_back(entry);
         }

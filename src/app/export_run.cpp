@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <system_error>
 
+#include "hetlora/app/head_export.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/text.hpp"
@@ -102,6 +103,21 @@ void write_merged(const ExportRequest& request, const Settings& settings, const 
     }
 }
 
+/// The head of a checkpoint; its number of labels follows from its size.
+void add_stored_head(AdapterExport& about, const ModelConfig& config, const Checkpoint& checkpoint) {
+    const auto head = checkpoint.numbers.find("class_head");
+    if (head != checkpoint.numbers.end()) {
+        const std::int64_t two = class_head_shape(config, 2).parameters();
+        const std::int64_t per_label = class_head_shape(config, 3).parameters() - two;
+        const std::int64_t labels = 2 + (std::ssize(head->second) - two) / per_label;
+        if (labels >= 2 && class_head_shape(config, labels).parameters() == std::ssize(head->second))
+            return add_head(about, class_head_shape(config, labels), head->second);
+    }
+    throw input_error(
+        "the checkpoint of round {} has no classification head that fits the model: was the base replaced?",
+        checkpoint.round);
+}
+
 }  // namespace
 
 std::string export_run(const ExportRequest& request) {
@@ -123,6 +139,13 @@ std::string export_run(const ExportRequest& request) {
         throw usage_error("'{}' is a run of {}: every client keeps its own B, so there is no one model to export",
                           request.run.string(), strategy.preset);
     }
+    const bool labels = settings.model.task == Task::classification;
+    if (labels && request.merged) {
+        throw usage_error(
+            "'{}' is a run of model.task = classification: export its adapter and head without --merged, and merge "
+            "with peft (merge_and_unload)",
+            request.run.string());
+    }
     if (request.merged) {
         write_merged(request, settings, layout, checkpoint);
         const bool no_companions = fs::is_regular_file(settings.model.path);
@@ -136,13 +159,14 @@ std::string export_run(const ExportRequest& request) {
             "'{}' is a run of {}, which changes the base: the adapter alone is not the model; take --merged",
             request.run.string(), strategy.preset);
     }
-    write_peft_adapter(request.to, layout, global->second,
-                       {.lora_rank = settings.lora.rank_max,
+    AdapterExport about{.lora_rank = settings.lora.rank_max,
                         .scale = lora_scale(settings.lora, settings.lora.rank_max),
                         .base_model = base_model_name(settings.model.path),
                         .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                         .fan_in_fan_out = config.family->transposed,
-                        .metadata = {{"run_id", checkpoint.run_id}, {"round", std::to_string(checkpoint.round)}}});
+                        .metadata = {{"run_id", checkpoint.run_id}, {"round", std::to_string(checkpoint.round)}}};
+    if (labels) add_stored_head(about, config, checkpoint);
+    write_peft_adapter(request.to, layout, global->second, about);
     return fmt::format("{}: the adapter after round {}\n", request.to.string(), checkpoint.round);
 }
 

@@ -111,6 +111,8 @@ EvaluationCost measure_evaluation_cost(Transport& transport, Experiment& experim
     for (const auto& [work, test_rows] :
          {std::pair{window_work(transport, experiment, global, experiment.evaluation_windows),
                     sum_of(window_work(transport, experiment, global, experiment.test_windows).rows)},
+          {window_work(transport, experiment, global, asked.labelled),
+           sum_of(window_work(transport, experiment, global, on_test.labelled).rows)},
           {choice_work(transport, experiment, global, asked.choices),
            sum_of(choice_work(transport, experiment, global, on_test.choices).rows)},
           {reply_work(transport, experiment, global, asked.texts),

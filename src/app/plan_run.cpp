@@ -95,6 +95,7 @@ private:
         const RoundContext context =
             round_context(transport_, experiment_, population, accumulator_, settings, &private_factors);
         ServerState state{.global = start_};
+        if (experiment_.head) state.head = experiment_.head->get(0);
         transport_.barrier();
         const Stopwatch watch;
         const RoundOutcome outcome = run_round(context, 1, state);

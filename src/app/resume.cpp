@@ -283,6 +283,7 @@ Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& sta
         .numbers = {{"global", state.server.global}},
         .integers = {{"lora_ranks", state.lora_ranks}}};
     if (!state.base_losses.empty()) checkpoint.numbers["base_losses"] = state.base_losses;
+    if (!state.server.head.empty()) checkpoint.numbers["class_head"] = state.server.head;
     if (!state.server.moment1.empty()) checkpoint.numbers["server_moment1"] = state.server.moment1;
     if (!state.server.moment2.empty()) checkpoint.numbers["server_moment2"] = state.server.moment2;
     if (!state.private_rounds.empty()) checkpoint.integers["private_rounds"] = state.private_rounds;
@@ -306,6 +307,7 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
                        .lora_ranks = {},
                        .private_rounds = {},
                        .base = {}};
+    if (experiment.head) state.server.head = experiment.head->get(0);  // its size, on every mpi_rank
     auto lora_ranks = experiment.population->lora_ranks();
     std::array<std::int64_t, 1> n_base{0};
     agree(transport, "restoring the checkpoint", [&] {
@@ -325,6 +327,15 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
             const auto found = checkpoint.numbers.find(name);
             return found == checkpoint.numbers.end() ? std::vector<double>() : found->second;
         };
+        const std::vector<double> head = optional("class_head");
+        if (head.size() != state.server.head.size()) {
+            throw input_error(
+                "the checkpoint of round {} in '{}' has a classification head of {} values, and the run's has {}: "
+                "start "
+                "anew in another folder",
+                point.round, point.folder->checkpoints().string(), head.size(), state.server.head.size());
+        }
+        state.server.head = head;
         state.server.moment1 = optional("server_moment1");
         state.server.moment2 = optional("server_moment2");
         const auto bytes = checkpoint.integers.find("base_delta_bytes");

@@ -8,6 +8,7 @@
 #include "hetlora/app/evaluate.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/group_evaluation.hpp"
+#include "hetlora/app/head_export.hpp"
 #include "hetlora/app/machine.hpp"
 #include "hetlora/app/private_files.hpp"
 #include "hetlora/app/resume.hpp"
@@ -46,6 +47,7 @@ public:
           evaluation_(transport, experiment, private_files_),
           warnings_(terminal) {
         server_.global = experiment.start;
+        if (experiment.head) server_.head = experiment.head->get(0);
     }
 
     void before_training() {
@@ -164,13 +166,14 @@ public:
             }
             if (!groups.empty()) files_->log.set_group_final(groups);
             const Settings& settings = experiment_.settings;
-            files_->folder.write_adapter(experiment_.layout, server_.global,
-                                         {.lora_rank = settings.lora.rank_max,
-                                          .scale = experiment_.global_scale,
-                                          .base_model = base_model_name(settings.model.path),
-                                          .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
-                                          .fan_in_fan_out = experiment_.engine->weights().config.family->transposed,
-                                          .metadata = adapter_metadata()});
+            AdapterExport about{.lora_rank = settings.lora.rank_max,
+                                .scale = experiment_.global_scale,
+                                .base_model = base_model_name(settings.model.path),
+                                .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
+                                .fan_in_fan_out = experiment_.engine->weights().config.family->transposed,
+                                .metadata = adapter_metadata()};
+            if (experiment_.head) add_head(about, experiment_.head->shape(), server_.head);
+            files_->folder.write_adapter(experiment_.layout, server_.global, about);
             checkpoints_.finish(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_));
             close_log();
             if (files_->trace) files_->trace->close();
@@ -201,6 +204,9 @@ public:
 private:
     void broadcast_adapter_to_all() {
         broadcast_adapter(transport_, server_.global, experiment_.settings.model.precision);
+        if (!experiment_.head) return;
+        broadcast_adapter(transport_, server_.head, experiment_.settings.model.precision);
+        experiment_.head->set(0, server_.head);
     }
 
     /// What the adapter's file says of itself; where it is not the whole result, that too.

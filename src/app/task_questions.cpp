@@ -97,6 +97,12 @@ bool wants_texts(const Settings& settings) {
 TaskQuestions task_questions(const Settings& settings, const Corpus& corpus, const QuestionLimits& limits,
                              std::span<const WindowRef> windows) {
     TaskQuestions questions;
+    if (settings.model.task == Task::classification) {
+        if (!wants_metric(settings, "macro_f1")) return questions;
+        questions.labelled.assign(windows.begin(), windows.end());
+        questions.labels = std::ssize(corpus.file().label_names());
+        return questions;
+    }
     const auto sequences = sequences_of(windows);
     if (wants_choices(settings)) {
         const CorpusChoices choices(settings.data.path);

@@ -70,7 +70,7 @@ std::vector<ExtraMetric> extra_metrics(const Settings& settings) {
     for (const ExtraMetric& metric : {
              ExtraMetric{"choice_accuracy", "1", "share of questions whose right answer is the most likely one"},
              ExtraMetric{"exact_match", "1", "share of generated replies that equal the real one"},
-             ExtraMetric{"macro_f1", "1", "F1 of the most likely answers, unweighted mean over the labels"},
+             ExtraMetric{"macro_f1", "1", "F1 of the most likely answers or labels, unweighted mean over the labels"},
              ExtraMetric{"rouge1", "1", "ROUGE-1 F-measure of generated replies, mean"},
              ExtraMetric{"rougeL", "1", "ROUGE-L F-measure of generated replies, mean"},
          }) {
@@ -102,6 +102,8 @@ MetricValues measure_tasks(Transport& transport, Experiment& experiment, std::sp
                            const TaskQuestions& questions) {
     const Settings& settings = experiment.settings;
     MetricValues values;
+    if (!questions.labelled.empty())
+        values["macro_f1"] = judged_labels(transport, experiment, global, questions).macro_f1();
     if (!questions.choices.empty()) {
         const auto chosen = chosen_answers(transport, experiment, global, questions.choices);
         LabelScores scores(questions.labels);

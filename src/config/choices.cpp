@@ -15,6 +15,7 @@ namespace config_detail {
 
 HETLORA_WORDS(Precision, {"fp32", Precision::fp32}, {"fp64", Precision::fp64}, {"bf16", Precision::bf16},
               {"float32", Precision::fp32}, {"float64", Precision::fp64}, {"bfloat16", Precision::bf16})
+HETLORA_WORDS(Task, {"causal", Task::causal}, {"classification", Task::classification})
 HETLORA_WORDS(Partition, {"natural", Partition::natural}, {"iid", Partition::iid}, {"dirichlet", Partition::dirichlet},
               {"quantity", Partition::quantity})
 HETLORA_WORDS(DirichletBy, {"label", DirichletBy::label}, {"group", DirichletBy::group})
@@ -81,6 +82,7 @@ std::string_view name_of(E value) {
 }
 
 template std::string_view name_of(Precision);
+template std::string_view name_of(Task);
 template std::string_view name_of(Partition);
 template std::string_view name_of(DirichletBy);
 template std::string_view name_of(RankDistribution);

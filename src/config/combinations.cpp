@@ -102,6 +102,26 @@ void check_data_and_local(const Settings& settings, const Origins& origins, Rule
     });
 }
 
+/// What a classification run has no answer to.
+void check_task(const Settings& settings, Rules& rules) {
+    if (settings.model.task != Task::classification) return;
+    for (const char* metric : {"choice_accuracy", "rouge1", "rougeL", "exact_match"}) {
+        rules.forbid_pair(std::ranges::find(settings.evaluation.metrics, metric) != settings.evaluation.metrics.end(),
+                          "evaluation.metrics", fmt::format("has {}, which needs next tokens, but here is", metric),
+                          "model.task", "take accuracy and macro_f1");
+    }
+    rules.forbid_pair(settings.evaluation.samples > 0, "evaluation.samples", "needs next tokens, but here is",
+                      "model.task", "take evaluation.samples = 0");
+    rules.forbid_pair(settings.output.trace, "output.trace", "cannot be replayed with", "model.task",
+                      "leave the trace out");
+    rules.forbid_pair(!settings.model.adapter.empty(), "model.adapter", "is not implemented together with",
+                      "model.task", "start from a fresh adapter");
+    rules.forbid_pair(!settings.strategy.plugin.empty(), "strategy.plugin", "is not implemented together with",
+                      "model.task", "take a preset");
+    rules.forbid_pair(settings.compute.device == DeviceChoice::cuda, "compute.device",
+                      "is not implemented together with", "model.task", "take compute.device = cpu");
+}
+
 void check_pretrain(const Settings& settings, Rules& rules) {
     const auto& model = settings.pretrain;
     rules.forbid_pair(model.hidden_size % model.heads != 0, "pretrain.hidden_size", "is not a multiple of",
@@ -139,6 +159,7 @@ std::vector<std::string> combination_problems(const Settings& settings, const Or
     check_compute(settings, rules);
     check_lora(settings, origins, rules);
     check_data_and_local(settings, origins, rules);
+    check_task(settings, rules);
     check_pretrain(settings, rules);
     for (const auto& key : config_schema()) {
         const auto name = key.full_name();

@@ -83,13 +83,16 @@ std::optional<std::string> why_unused(const ConfigKey& key, const Settings& sett
                                        [&](const std::string& metric) { return is_any_of(metric, metrics); });
         };
         if (key.name == "choice_score") {
-            return unless(has({"choice_accuracy", "macro_f1"}),
+            return unless(settings.model.task == Task::causal && has({"choice_accuracy", "macro_f1"}),
                           "it is used with choice_accuracy or macro_f1 in evaluation.metrics only");
         }
         if (key.name == "text_sequences" || key.name == "text_tokens") {
             return unless(has({"rouge1", "rougeL", "exact_match"}),
                           "it is used with rouge1, rougeL or exact_match in evaluation.metrics only");
         }
+    }
+    if (key.full_name() == "local.head_learning_rate") {
+        return unless(settings.model.task == Task::classification, "it is used with model.task = classification only");
     }
     if (key.section == "data" && key.name == "partition_clients") {
         return unless(settings.data.partition != Partition::natural,

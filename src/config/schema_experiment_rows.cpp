@@ -61,6 +61,10 @@ void add_model(std::vector<ConfigKey>& rows) {
     };
     section.path({"adapter", Identity::none, "PEFT adapter folder to start from; empty: a fresh adapter (lora.init)"},
                  &S::adapter);
+    section.choice({"task", Identity::run,
+                    "what is learnt: the next token, or the label of a text by a head that is trained beside the "
+                    "adapters (data of prepare --task classification)"},
+                   &S::task);
     section.choice({"precision", Identity::run_pretrain,
                     "floating-point type of the base and of training (float32 and float64 are read, too)"},
                    &S::precision);
@@ -138,6 +142,9 @@ void add_local(std::vector<ConfigKey>& rows) {
     section.choice({"optimizer", Identity::run, "optimiser of the clients, started afresh in every round"},
                    &S::optimizer);
     section.number({"learning_rate", Identity::run, "learning rate (before schedule)"}, &S::learning_rate, above(0));
+    section.number({"head_learning_rate", Identity::run,
+                    "learning rate of a classification head (before schedule); 0 = as learning_rate"},
+                   &S::head_learning_rate, at_least(0));
     section.choice({"lr_schedule", Identity::run, "course of the learning rate over rounds"}, &S::lr_schedule);
     section.integer({"lr_warmup_rounds", Identity::run, "rounds of linear warm-up"}, &S::lr_warmup_rounds, at_least(0));
     section.number({"lr_final_fraction", Identity::run, "share of the learning rate that linear and cosine end at"},

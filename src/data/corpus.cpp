@@ -284,7 +284,9 @@ std::vector<WindowRef> Corpus::windows_of(const std::vector<IndexedSequence>& se
                 prompt, file_.path().string(), s.sequence);
         }
         std::int64_t n_loss = 0;
-        for (const Window& w : list_windows(mask, shape_)) {
+        const std::vector<Window> windows = list_windows(mask, shape_);
+        if (options_.classification) check_labelled(s, windows);
+        for (const Window& w : windows) {
             refs.push_back({.sequence = s.sequence, .window = w.window, .rows = w.rows, .n_loss = w.n_loss});
             n_loss += w.n_loss;
         }
@@ -362,9 +364,37 @@ std::vector<WindowRef> Corpus::client_evaluation_windows(std::int64_t client, Pa
     return windows_of(sequences_of(client, part));
 }
 
+void Corpus::check_labelled(const IndexedSequence& s, std::span<const Window> windows) const {
+    if (s.info.label < 0) {
+        throw input_error(
+            "{}: sequence {} has no label, and model.task = classification learns labels: prepare the "
+            "data again with --task classification and --label-field",
+            file_.path().string(), s.sequence);
+    }
+    if (s.info.length - 1 > shape_.length) {
+        throw input_error(
+            "{}: sequence {} has {} tokens, more than data.sequence_length = {}: a text is judged whole; raise it, or "
+            "prepare the data again with shorter texts",
+            file_.path().string(), s.sequence, s.info.length - 1, shape_.length);
+    }
+    if (windows.size() != 1 || windows.front().n_loss != 1) {
+        throw input_error(
+            "{}: sequence {} carries loss on other tokens than its last: prepare the data again with "
+            "`hetlora prepare ... --task classification`",
+            file_.path().string(), s.sequence);
+    }
+}
+
 WindowTokens Corpus::read(const WindowRef& ref) const {
     const SequenceInfo info = file_.sequence(ref.sequence);
-    return cut_window(file_.read(ref.sequence, window_stretch(info.length, ref.window, shape_)), ref.window, shape_);
+    WindowTokens window =
+        cut_window(file_.read(ref.sequence, window_stretch(info.length, ref.window, shape_)), ref.window, shape_);
+    if (options_.classification) {
+        for (std::int32_t& target : window.targets) {
+            if (target >= 0) target = info.label;
+        }
+    }
+    return window;
 }
 
 void Corpus::check_no_leakage() const {

@@ -82,7 +82,8 @@ void score_slots(const RoundContext& context, std::span<const ClientTask> tasks,
         const std::int64_t windows = context.population.at(task.client).n_windows;
         task.n_steps = (windows + options.batch_size - 1) / options.batch_size;
     }
-    const std::vector<ClientOutcome> outcomes = train_pack(context.engine, context.corpus, epoch, options);
+    const std::vector<ClientOutcome> outcomes =
+        train_pack(context.engine, context.corpus, epoch, options, context.head);
     for (std::size_t i = 0; i < epoch.size(); ++i) {
         const auto scores = slot_scores(layout, {.received = epoch[i].received,
                                                  .trained = outcomes[i].trained,
@@ -238,9 +239,13 @@ LocalOptions local_options(const RoundContext& context, std::int64_t round) {
     const bool pulls =
         strategy.local_extra == LocalExtra::proximal &&
         (strategy.rank_schedule == RankSchedule::none || lora_rank_cap(strategy, round, rounds) == strategy.rank_max);
+    const auto scheduled = [&](double peak) {
+        return scheduled_rate(local.lr_schedule, peak, round, rounds, local.lr_warmup_rounds, local.lr_final_fraction);
+    };
     return {.optimizer = local.optimizer,
-            .learning_rate = scheduled_rate(local.lr_schedule, local.learning_rate, round, rounds,
-                                            local.lr_warmup_rounds, local.lr_final_fraction),
+            .learning_rate = scheduled(local.learning_rate),
+            .head_learning_rate =
+                scheduled(local.head_learning_rate > 0.0 ? local.head_learning_rate : local.learning_rate),
             .weight_decay = local.weight_decay,
             .clip_norm = local.clip_norm,
             .beta1 = local.adam_beta1,
@@ -315,13 +320,15 @@ Distribution distribute(const RoundContext& context, std::int64_t round, const P
     return d;
 }
 
-void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack,
-                    std::span<const double> global, ClientWork& work) {
+void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack, const ServerState& server,
+                    ClientWork& work) {
     const Strategy& strategy = context.strategy;
     const LocalOptions options = local_options(context, plan.round);
+    const int value_bytes = context.settings.model.precision == Precision::fp64 ? 8 : 4;
     std::vector<Distribution> distributions;
     for (const std::int64_t member : pack.members) {
-        distributions.push_back(distribute(context, plan.round, plan.cohort[static_cast<std::size_t>(member)], global));
+        distributions.push_back(
+            distribute(context, plan.round, plan.cohort[static_cast<std::size_t>(member)], server.global));
     }
     std::vector<ClientTask> tasks;
     for (std::size_t i = 0; i < pack.members.size(); ++i) {
@@ -335,27 +342,35 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
              .scale = d.scale,
              .received = d.received,
              .trained_factors = factors_to_train(strategy, plan.round),
-             .trained_slots = d.trained_slots});
+             .trained_slots = d.trained_slots,
+             .received_head = server.head});
     }
     if (strategy.slot_select == SlotSelect::scored) {
         score_slots(context, tasks, options, distributions);
         for (std::size_t i = 0; i < tasks.size(); ++i) tasks[i].trained_slots = distributions[i].trained_slots;
     }
-    std::vector<ClientOutcome> outcomes = train_pack(context.engine, context.corpus, tasks, options);
+    std::vector<ClientOutcome> outcomes = train_pack(context.engine, context.corpus, tasks, options, context.head);
     for (std::size_t i = 0; i < outcomes.size(); ++i) {
         const std::int64_t member = pack.members[i];
         const PlannedClient& planned = plan.cohort[static_cast<std::size_t>(member)];
         ClientReport report = make_report(outcomes[i], planned, member, context.transport.mpi_rank());
         report.learning_rate = options.learning_rate;
         report.n_samples = static_cast<double>(context.population.at(planned.client).n_windows);
-        report.bytes_down =
-            true_bytes_down(strategy, context.engine.layout(),
-                            {.round = plan.round,
-                             .lora_rank_before = planned.lora_rank,
-                             .lora_rank_after = planned.lora_rank,
-                             .value_bytes = context.settings.model.precision == Precision::fp64 ? 8 : 4});
+        report.bytes_down = true_bytes_down(strategy, context.engine.layout(),
+                                            {.round = plan.round,
+                                             .lora_rank_before = planned.lora_rank,
+                                             .lora_rank_after = planned.lora_rank,
+                                             .value_bytes = value_bytes});
         std::vector<double> sent = std::move(outcomes[i].trained);
+        const std::vector<double>& head = outcomes[i].head;
+        const std::int64_t head_bytes = std::ssize(head) * value_bytes;
+        report.bytes_down += head_bytes;
+        if (work.heads && !HeadSum::fits(head, report.n_samples)) report.dropped = true;
         if (!report.dropped) upload_client(context, plan.round, distributions[i], sent, report, work);
+        if (work.heads && !report.dropped) {
+            work.heads->add(head, report.n_samples);
+            report.bytes_up += head_bytes;
+        }
         if (context.settings.output.trace) {
             work.traced.push_back({.cohort_index = member,
                                    .received = std::move(distributions[i].received),

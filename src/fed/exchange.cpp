@@ -81,6 +81,10 @@ std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accu
     return reduce_sums(transport, accumulator.sums());
 }
 
+std::vector<double> reduce_heads(Transport& transport, const HeadSum& heads) {
+    return reduce_sums(transport, heads.sums());
+}
+
 std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift) {
     std::vector<std::int64_t> counts(transport.is_root() ? drift.counts().size() : 0);
     transport.reduce_sum(drift.counts(), counts);

@@ -21,8 +21,9 @@ std::int64_t largest_lora_rank(const RoundPlan& plan) {
 }
 
 /// Trains the packs of this mpi_rank; every mpi_rank learns whether all succeeded.
-ClientWork train_packs(const RoundContext& context, const RoundPlan& plan, std::span<const double> global) {
+ClientWork train_packs(const RoundContext& context, const RoundPlan& plan, const ServerState& server) {
     ClientWork work;
+    if (context.head != nullptr) work.heads.emplace(context.settings.comm.reduction, server.head.size());
     context.accumulator.begin(
         {.sent = sent_factors(context.strategy, plan.round), .largest_lora_rank = largest_lora_rank(plan)});
     if (context.drift != nullptr) context.drift->clear();
@@ -31,7 +32,7 @@ ClientWork train_packs(const RoundContext& context, const RoundPlan& plan, std::
         throw_if_stop_requested();  // an MPI rank without packs, too
         const auto assignment = assign_packs(plan, context.transport.mpi_size());
         for (const std::int64_t pack : packs_of(assignment, context.transport.mpi_rank())) {
-            train_one_pack(context, plan, plan.packs[static_cast<std::size_t>(pack)], global, work);
+            train_one_pack(context, plan, plan.packs[static_cast<std::size_t>(pack)], server, work);
         }
     });
     return work;
@@ -202,16 +203,19 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerSt
     outcome.learning_rate = local_options(context, round).learning_rate;
     Stopwatch watch;
     broadcast_adapter(transport, state.global, context.settings.model.precision);
+    if (context.head != nullptr) broadcast_adapter(transport, state.head, context.settings.model.precision);
     outcome.t_comm_s += watch.lap();
 
     if (strategy.own.select) choose_slots_by_plugin(context, state.global, outcome.plan);
-    ClientWork work = train_packs(context, outcome.plan, state.global);
+    ClientWork work = train_packs(context, outcome.plan, state);
     watch.lap();
 
     outcome.reports = gather_reports(transport, outcome.plan, work.reports);
     check_dropped(context, round, outcome.reports);
     if (strategy.own.weight) weigh_by_plugin(context, work, outcome);
     const Inbox inbox = collect(context, outcome.plan, work.uploads);
+    const std::vector<double> head_sums =
+        context.head != nullptr ? reduce_heads(transport, *work.heads) : std::vector<double>();
     if (context.drift != nullptr) outcome.client_cosines = reduce_drift(transport, *context.drift);
     if (context.settings.output.trace) outcome.traced = gather_trace(transport, work.traced);
     outcome.t_comm_s += watch.lap();
@@ -220,6 +224,9 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerSt
     agree(transport, fmt::format("merging round {}", round), [&] {
         if (!transport.is_root()) return;
         base_change = merge_on_root(context, inbox, state, outcome);
+        if (context.head != nullptr) {
+            state.head = average_head(head_sums, outcome.reports, state.head, context.init.round_to_fp32);
+        }
         outcome.t_train_s = slowest_training_s(outcome.reports, transport.mpi_size());
     });
     if (strategy.updates_base()) change_base(context, base_change, outcome);

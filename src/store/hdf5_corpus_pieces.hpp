@@ -129,6 +129,7 @@ inline CorpusAttributes read_attributes(const hdf5::File& file) {
                             .tokenizer_sha256 = text("tokenizer_sha256"),
                             .tokenizer_name = text("tokenizer_name"),
                             .recipe = text("recipe"),
+                            .task = text("task"),
                             .vocab_size = file.read_int("vocab_size"),
                             .bos_id = token("bos_id"),
                             .eos_id = token("eos_id")};

@@ -57,6 +57,9 @@ void write_tensors(const fs::path& path, const AdapterLayout& layout, std::span<
         add(prefix + ".lora_A.weight", {r, matrix.d_in}, converted<T>(a, r, matrix.d_in, false));
         add(prefix + ".lora_B.weight", {matrix.d_out, r}, converted<T>(bt, r, matrix.d_out, true));
     }
+    for (const SavedTensor& saved : about.saved) {
+        add("base_model.model." + saved.name, saved.shape, std::vector<T>(saved.values.begin(), saved.values.end()));
+    }
     write_safetensors(path, tensors, about.metadata);
 }
 
@@ -68,7 +71,7 @@ std::string adapter_config(const AdapterLayout& layout, const AdapterExport& abo
     const double alpha = about.scale * static_cast<double>(about.lora_rank);
     Json config;
     config["peft_type"] = "LORA";
-    config["task_type"] = "CAUSAL_LM";
+    config["task_type"] = about.task_type;
     config["base_model_name_or_path"] = about.base_model;
     config["r"] = about.lora_rank;
     // peft declares an integer; a whole number is written as one, any other works as a float.
@@ -81,7 +84,7 @@ std::string adapter_config(const AdapterLayout& layout, const AdapterExport& abo
     config["fan_in_fan_out"] = about.fan_in_fan_out;
     config["inference_mode"] = true;
     config["target_modules"] = targets;
-    config["modules_to_save"] = nullptr;
+    config["modules_to_save"] = about.modules_to_save.empty() ? Json(nullptr) : Json(about.modules_to_save);
     config["layers_to_transform"] = nullptr;
     config["layers_pattern"] = nullptr;
     config["rank_pattern"] = Json::object();

@@ -42,20 +42,48 @@ std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowR
     return batches;
 }
 
-EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
-                              std::span<const std::size_t> batch, AdapterGroup* adapter, double scale) {
-    throw_if_stop_requested();
+namespace {
+
+/// One batch of windows as one client's, kept alive together.
+struct WindowBatch {
     std::vector<WindowTokens> tokens;
-    tokens.reserve(batch.size());
-    BatchClient client{.group = adapter, .client_in_group = 0, .scale = scale, .dropout_seed = 0, .sequences = {}};
-    for (const std::size_t index : batch) tokens.push_back(corpus.read(windows[index]));
-    for (const WindowTokens& window : tokens)
+    TokenBatch batch;
+};
+
+WindowBatch window_batch(const Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
+                         std::span<const std::size_t> batch, const EvaluatedModel& model) {
+    throw_if_stop_requested();
+    WindowBatch made;
+    made.tokens.reserve(batch.size());
+    BatchClient client{.group = model.adapter,
+                       .client_in_group = 0,
+                       .scale = model.scale,
+                       .dropout_seed = 0,
+                       .head = model.head,
+                       .sequences = {}};
+    for (const std::size_t index : batch) made.tokens.push_back(corpus.read(windows[index]));
+    for (const WindowTokens& window : made.tokens)
         client.sequences.push_back({.inputs = window.inputs, .targets = window.targets});
-    const RowLosses losses = engine.evaluate(make_batch(engine.weights(), std::span(&client, 1)));
+    made.batch = make_batch(engine.weights(), std::span(&client, 1));
+    return made;
+}
+
+}  // namespace
+
+EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
+                              std::span<const std::size_t> batch, const EvaluatedModel& model) {
+    const RowLosses losses = engine.evaluate(window_batch(engine, corpus, windows, batch, model).batch);
     EvaluationSums sums{.loss = 0.0, .tokens = std::ssize(losses.loss_L), .correct = 0};
     for (const double loss : losses.loss_L) sums.loss += loss;
     for (const std::uint8_t correct : losses.correct_L) sums.correct += correct;
     return sums;
+}
+
+std::vector<std::int64_t> predicted_labels(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
+                                           std::span<const std::size_t> batch, const EvaluatedModel& model) {
+    const at::Tensor best_L =
+        engine.class_logits(window_batch(engine, corpus, windows, batch, model).batch).argmax(1).to(at::kCPU);
+    return {best_L.const_data_ptr<std::int64_t>(), best_L.const_data_ptr<std::int64_t>() + best_L.numel()};
 }
 
 }  // namespace hetlora

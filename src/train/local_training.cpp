@@ -15,6 +15,7 @@
 #include "hetlora/model/batch.hpp"
 #include "hetlora/tensor/profile.hpp"
 #include "hetlora/train/client_update.hpp"
+#include "hetlora/train/head_training.hpp"
 #include "hetlora/train/penalty.hpp"
 
 namespace hetlora {
@@ -96,9 +97,11 @@ std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const Cli
 }  // namespace
 
 std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std::span<const ClientTask> tasks,
-                                      const LocalOptions& options) {
+                                      const LocalOptions& options, const ClassHeadShape* head) {
     const Stopwatch watch;
     std::vector<TrainingGroup> groups = make_groups(engine, tasks, options);
+    std::optional<HeadTraining> heads;
+    if (head != nullptr) heads.emplace(*head, tasks, options, engine.weights().options());
     std::vector<StepData> data;
     std::vector<ClientOutcome> outcomes(tasks.size());
     std::int64_t most_steps = 0;
@@ -124,6 +127,8 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
                                    .scale = tasks[t].scale,
                                    .dropout_seed = hash_seed(options.seed_data, Purpose::dropout, tasks[t].client,
                                                              options.round, step),
+                                   .head = heads ? &heads->group() : nullptr,
+                                   .client_in_head = static_cast<std::int64_t>(t),
                                    .sequences = {}};
                 auto& kept = tokens.emplace_back();
                 for (const WindowRef& window : record.windows) kept.push_back(corpus.read(window));
@@ -149,6 +154,9 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
             for (std::int64_t i = 0; i < record.n_loss_tokens; ++i) sum += losses.loss_L[row++];
             record.loss = sum / static_cast<double>(record.n_loss_tokens);
             outcomes[t].finite = outcomes[t].finite && std::isfinite(record.loss);
+        }
+        for (const std::size_t t : active) {
+            if (heads) heads->update(t, step + 1);
         }
         // gradient_CP of each group now holds the losses' gradients. A penalty's is added before the updates clear what
         // is frozen and clip.
@@ -183,8 +191,11 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
         for (std::size_t c = 0; c < group.tasks.size(); ++c) {
             ClientOutcome& outcome = outcomes[group.tasks[c]];
             outcome.trained = std::move(trained[c]);
-            outcome.finite =
-                outcome.finite && std::ranges::all_of(outcome.trained, [](double x) { return std::isfinite(x); });
+            if (heads) outcome.head = heads->trained(group.tasks[c]);
+            for (const auto* values : {&outcome.trained, &outcome.head}) {
+                outcome.finite =
+                    outcome.finite && std::ranges::all_of(*values, [](double x) { return std::isfinite(x); });
+            }
             outcome.time_s = elapsed_s * static_cast<double>(outcome.n_tokens) /
                              static_cast<double>(std::max<std::int64_t>(1, all_tokens));
         }

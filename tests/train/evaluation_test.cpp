@@ -52,7 +52,8 @@ EvaluationSums evaluate_all(World& world, std::span<const WindowRef> windows, st
                             AdapterGroup* adapter) {
     EvaluationSums sums;
     for (const auto& batch : evaluation_batches(windows, batch_rows)) {
-        sums += evaluate_batch(world.engine, world.data.get(), windows, batch, adapter, scale);
+        sums += evaluate_batch(world.engine, world.data.get(), windows, batch,
+                               {.adapter = adapter, .scale = scale, .head = nullptr});
     }
     return sums;
 }

@@ -38,11 +38,14 @@ struct Experiment {
     TaskQuestions questions;              ///< of evaluation_windows, for the metrics beyond the loss
     TaskQuestions test_questions;         ///< of test_windows
     double global_scale = 1.0;            ///< s of the global adapter, at rank_max
-    std::vector<double> start;            ///< the global adapter before the first round, at rank_max
-    std::vector<std::string> placement;   ///< on root only: where every MPI rank runs
-    std::string base_sha256;              ///< on root only
-    std::string data_sha256;              ///< on root only
-    std::string partition_sha256;         ///< on root only: of Corpus::partition_sha256()
+    /// Classification: the global head as every mpi_rank has it, for evaluation; its one client is kept up to date by
+    /// the rounds. Null: next tokens.
+    std::unique_ptr<ClassHeadGroup> head;
+    std::vector<double> start;           ///< the global adapter before the first round, at rank_max
+    std::vector<std::string> placement;  ///< on root only: where every MPI rank runs
+    std::string base_sha256;             ///< on root only
+    std::string data_sha256;             ///< on root only
+    std::string partition_sha256;        ///< on root only: of Corpus::partition_sha256()
 };
 
 /// Loads model and data, draws the lora_ranks and checks that all of it fits together.

@@ -10,6 +10,7 @@
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/task_questions.hpp"
 #include "hetlora/store/run_log.hpp"
+#include "hetlora/train/label_scores.hpp"
 
 namespace hetlora {
 
@@ -25,6 +26,11 @@ using MetricValues = std::map<std::string, double>;
 /// Empty where nothing is asked for. @throws AgreedError
 [[nodiscard]] MetricValues measure_tasks(Transport& transport, Experiment& experiment, std::span<const double> global,
                                          const TaskQuestions& questions);
+
+/// Which labels the head finds most likely for questions.labelled, against the true ones: known to all mpi_ranks.
+/// @throws AgreedError
+[[nodiscard]] LabelScores judged_labels(Transport& transport, Experiment& experiment, std::span<const double> global,
+                                        const TaskQuestions& questions);
 
 /// The answer that each question's likelihoods (natural logarithm, by evaluation.choice_score) are largest for, the
 /// first of equals: known to all mpi_ranks. @throws AgreedError

@@ -31,7 +31,8 @@ struct TextQuestion {
 struct TaskQuestions {
     std::vector<ChoiceQuestion> choices;
     std::vector<TextQuestion> texts;
-    std::int64_t labels = 0;  ///< classes of the answers; 0: every question has its own
+    std::vector<WindowRef> labelled;  ///< classification: what the head judges for macro_f1
+    std::int64_t labels = 0;          ///< classes of the answers; 0: every question has its own
 };
 
 /// True where evaluation.metrics has this one.

@@ -13,6 +13,7 @@
 namespace hetlora {
 
 enum class Precision { fp32, fp64, bf16 };
+enum class Task { causal, classification };
 enum class Partition { natural, iid, dirichlet, quantity };
 enum class DirichletBy { label, group };
 enum class RankDistribution { fixed, uniform, powerlaw, powerlaw_unit, list, file };
@@ -72,6 +73,7 @@ struct ExperimentSettings {
 struct ModelSettings {
     std::filesystem::path path;
     std::filesystem::path adapter;  ///< PEFT folder to start from; empty: a fresh adapter
+    Task task = Task::causal;
     Precision precision = Precision::fp32;
     bool operator==(const ModelSettings&) const = default;
 };
@@ -112,6 +114,7 @@ struct LocalSettings {
     std::int64_t batch_size = 4;
     OptimizerKind optimizer = OptimizerKind::adamw;
     double learning_rate = 2e-3;
+    double head_learning_rate = 0;                                      ///< of a classification head; 0 = learning_rate
     LearningRateSchedule lr_schedule = LearningRateSchedule::constant;  ///< over rounds
     std::int64_t lr_warmup_rounds = 0;
     double lr_final_fraction = 0.1;

@@ -32,6 +32,7 @@ struct CorpusOptions {
     bool dirichlet_by_group = false;  ///< share out by group instead of by label
     double quantity_sigma = 1.0;
     std::uint64_t seed_partition = 0;
+    bool classification = false;              ///< a sequence is one window, and its target the sequence's label
     std::int64_t min_windows = 1;             ///< clients with fewer training windows never take part
     std::int64_t max_windows_per_client = 0;  ///< 0: all; else the first so many, by sequence, then window
 };
@@ -101,6 +102,7 @@ public:
     [[nodiscard]] std::vector<WindowRef> client_evaluation_windows(std::int64_t client, Part part) const;
 
     /// The tokens of a window.
+    /// With options().classification the one target is the sequence's label.
     [[nodiscard]] WindowTokens read(const WindowRef& ref) const;
 
     /// Goes through every client and part: training uses training sequences of people who are not held out, each once;
@@ -123,6 +125,8 @@ private:
     [[nodiscard]] bool has_loss(const SequenceInfo& info) const;
     [[nodiscard]] std::vector<IndexedSequence> sequences_of(std::int64_t client, Part part) const;
     [[nodiscard]] std::vector<WindowRef> windows_of(const std::vector<IndexedSequence>& sequences) const;
+    /// @throws Error (input) unless the sequence is one window with one loss token and a label
+    void check_labelled(const IndexedSequence& s, std::span<const Window> windows) const;
     [[nodiscard]] const std::vector<WindowRef>& cached_train_windows(std::int64_t client) const;
     /// Calls visit(IndexedSequence, mask) for sequences in file order, reading masks in blocks of bounded size.
     template <typename Visit>

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct ClientWork {
     std::vector<ClientReport> reports;
     std::vector<TracedClient> traced;     ///< with output.trace
     std::vector<GatheredUpload> uploads;  ///< where strategy.gathers_uploads()
+    std::optional<HeadSum> heads;         ///< model.task = classification
     std::vector<HeldUpload> held;         ///< where strategy.own.weight and strategy.sums_uploads()
 };
 
@@ -51,9 +53,10 @@ struct Distribution {
 void put_private_factors(const AdapterLayout& layout, const Population& population, std::int64_t client,
                          PrivateFactors& private_factors, std::span<double> adapter);
 
-/// Trains one pack and adds what its clients send to the sums of this mpi_rank and to `work`.
-void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack,
-                    std::span<const double> global, ClientWork& work);
+/// Trains one pack from the server's adapter (and head), the same on every mpi_rank, and adds what its clients send to
+/// the sums of this mpi_rank and to `work`.
+void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pack& pack, const ServerState& server,
+                    ClientWork& work);
 
 /// Adds the held uploads to the sums of this mpi_rank.
 /// @param weights of the whole cohort

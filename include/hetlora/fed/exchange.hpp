@@ -2,12 +2,14 @@
 // every mpi_rank calls every one of them, in this order:
 //
 //   1. broadcast_adapter       root's global adapter to all
+//                              (and root's classification head, model.task = classification)
 //      broadcast_own_slots     the slots that a plugin chose on root (strategy.plugin with select)
 //   2. (agree() over the training of this round, comm/agree.hpp)
 //   3. gather_reports          one record per client to root (then a plugin's weights to all: weigh_by_plugin)
 //   4. reduce_uploads          flags of used weights to all, then the weighted sums to root (merge = factors)
 //      gather_uploads          every client's factors to root (methods that need them)
 //      broadcast_base_change   what root made of them for the frozen base to all (base_update)
+//      reduce_heads            the weighted sums of the classification heads to root
 //   5. reduce_drift            in the rounds that log.spectra looks at: sums of unit updates to root
 //   6. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
 #pragma once
@@ -21,6 +23,7 @@
 #include "hetlora/fed/aggregate.hpp"
 #include "hetlora/fed/client_report.hpp"
 #include "hetlora/fed/drift.hpp"
+#include "hetlora/fed/head_average.hpp"
 #include "hetlora/fed/low_rank.hpp"
 #include "hetlora/fed/plan.hpp"
 #include "hetlora/fed/population.hpp"
@@ -41,6 +44,9 @@ void broadcast_adapter(Transport& transport, std::span<double> global, Precision
 /// @return on root P(rank_max) sums in canonical form, elsewhere nothing. With the exact reduction these are the fp64
 ///         values nearest to the exact sums, whatever the number of mpi_ranks
 [[nodiscard]] std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator);
+
+/// The sums of all mpi_ranks' classification heads: on root, elsewhere nothing.
+[[nodiscard]] std::vector<double> reduce_heads(Transport& transport, const HeadSum& heads);
 
 /// What one client sent, where root needs every client's factors.
 struct GatheredUpload {

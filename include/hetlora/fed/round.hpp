@@ -1,7 +1,7 @@
 // One federated round, from the global adapter to the next one. Read this file and round.cpp to know what a round is:
 //
 //   all    plan    = make_round_plan(seed, round, population)        pure function: cohort, lora_ranks, packs
-//   all    broadcast the global adapter                               collective
+//   all    broadcast the global adapter (and the classification head) collective
 //   root   a plugin's select, told to all                             collective, where there is one
 //   each   train the packs of this mpi_rank (client_work.hpp)         no communication
 //   all    agree that everybody succeeded                             collective
@@ -43,6 +43,7 @@ struct RoundContext {
     PlanOptions plan;
     PrivateFactors* private_factors = nullptr;  ///< where strategy.is_personal()
     UpdateDrift* drift = nullptr;               ///< on every mpi_rank where the round's drift is wanted, else on none
+    const ClassHeadShape* head = nullptr;       ///< of ServerState::head; null: next tokens
     plugin::Method* own = nullptr;              ///< strategy.plugin, for the parts in strategy.own
 };
 

@@ -19,6 +19,7 @@ namespace hetlora {
 
 struct ServerState {
     std::vector<double> global{};   ///< canonical form at rank_max; root's counts
+    std::vector<double> head{};     ///< classification: the head's values; root's count. Else empty
     std::vector<double> moment1{};  ///< root only; empty without a server optimiser
     std::vector<double> moment2{};  ///< root only; empty but for adam
     /// Of the last round's change of the base, which every client of the next cohort receives; root only.

@@ -37,6 +37,7 @@ struct CorpusAttributes {
     std::string tokenizer_sha256;
     std::string tokenizer_name;
     std::string recipe;  ///< JSON: the options of the preparation
+    std::string task;    ///< "classification": texts whose labels are learnt; else next tokens
     std::int64_t vocab_size = 0;
     std::int64_t bos_id = -1;  ///< -1: none
     std::int64_t eos_id = -1;  ///< -1: none

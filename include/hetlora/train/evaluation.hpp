@@ -28,8 +28,20 @@ struct EvaluationSums {
 [[nodiscard]] std::vector<std::vector<std::size_t>> evaluation_batches(std::span<const WindowRef> windows,
                                                                        std::int64_t batch_rows);
 
-/// Sums of one batch. @param adapter a group whose client 0 is evaluated, times `scale`; null: the base alone
+/// What is evaluated beside the base: client 0 of each.
+struct EvaluatedModel {
+    AdapterGroup* adapter = nullptr;  ///< times `scale`; null: the base alone
+    double scale = 1.0;
+    ClassHeadGroup* head = nullptr;  ///< classification: loss and correct are of labels; null: next tokens
+};
+
+/// Sums of one batch.
 [[nodiscard]] EvaluationSums evaluate_batch(Engine& engine, const Corpus& corpus, std::span<const WindowRef> windows,
-                                            std::span<const std::size_t> batch, AdapterGroup* adapter, double scale);
+                                            std::span<const std::size_t> batch, const EvaluatedModel& model);
+/// The label that the head finds most likely for each window of a batch, in the batch's order. @pre model.head
+[[nodiscard]] std::vector<std::int64_t> predicted_labels(Engine& engine, const Corpus& corpus,
+                                                         std::span<const WindowRef> windows,
+                                                         std::span<const std::size_t> batch,
+                                                         const EvaluatedModel& model);
 
 }  // namespace hetlora

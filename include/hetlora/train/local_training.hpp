@@ -22,9 +22,10 @@ namespace hetlora {
 /// What all clients of a round share.
 struct LocalOptions {
     OptimizerKind optimizer = OptimizerKind::adamw;
-    double learning_rate = 1e-3;  ///< of this round, schedule applied
+    double learning_rate = 1e-3;      ///< of this round, schedule applied
+    double head_learning_rate = 0.0;  ///< of classification heads, schedule applied
     double weight_decay = 0.0;
-    double clip_norm = 0.0;  ///< largest norm of a client's whole adapter gradient; 0: no clipping
+    double clip_norm = 0.0;  ///< largest norm of a client's whole adapter gradient, and of its head's; 0: no clipping
     double beta1 = 0.9;
     double beta2 = 0.999;
     double epsilon = 1e-8;
@@ -51,6 +52,7 @@ struct ClientTask {
     /// [matrix, slot], matrices * lora_rank values: not 0 where a slot of a matrix trains. Empty: all train. With
     /// nothing trained, the client's losses are computed and its adapter stays.
     std::span<const std::uint8_t> trained_slots = {};
+    std::span<const double> received_head = {};  ///< classification: the head's values; empty: next tokens
 };
 
 /// One local step of one client.
@@ -63,16 +65,19 @@ struct StepRecord {
 struct ClientOutcome {
     std::int64_t client = 0;
     std::vector<double> trained;  ///< canonical form at the task's lora_rank
+    std::vector<double> head;     ///< trained head; empty without one
     std::vector<StepRecord> steps;
     std::int64_t n_tokens = 0;  ///< input rows of all steps
-    bool finite = true;         ///< losses and adapter
+    bool finite = true;         ///< losses, adapter and head
     double time_s = 0.0;        ///< this client's share of the pack's time, by rows
 };
 
 /// Trains all tasks of a pack; outcomes in the order of the tasks.
+/// @param head of the tasks' received_head: all have one, or none has
 /// @throws Error (input) for tokens or sequences that the model cannot take
 [[nodiscard]] std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus,
-                                                    std::span<const ClientTask> tasks, const LocalOptions& options);
+                                                    std::span<const ClientTask> tasks, const LocalOptions& options,
+                                                    const ClassHeadShape* head = nullptr);
 
 /// Learning rate of a round (1..rounds): peak * round / warmup up to round `warmup`, then constant, or falling linearly
 /// or as a cosine of (round - warmup) / (rounds - warmup) to `final_fraction` of the peak, which the last round uses.

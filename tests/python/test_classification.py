@@ -1,0 +1,276 @@
+"""Runs of `model.task = classification`: a head beside the adapters, trained by the clients and averaged by samples.
+
+The oracle is transformers' LlamaForSequenceClassification with peft, trained here with its own federated loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import h5py
+import labelled
+import micro
+import numpy as np
+import program
+import pytest
+import torch
+from hetlora.audit_model import float64_parts
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SETTINGS = {
+    "model.task": "classification",
+    "model.precision": "fp64",
+    "data.sequence_length": 64,
+    "data.overlap": 0,
+    "experiment.clients_per_round": 0,
+    "lora.targets": "q_proj,v_proj",
+    "lora.rank_distribution": "fixed",
+    "lora.rank_min": 4,
+    "lora.rank_max": 4,
+    "lora.scale": 2,
+    "strategy.preset": "fedavg",
+    "local.steps": 3,
+    "local.batch_size": 64,
+    "local.optimizer": "sgd",
+    "local.learning_rate": 0.05,
+    "local.head_learning_rate": 0.2,
+    "evaluation.metrics": "perplexity,accuracy,macro_f1",
+    "evaluation.test": "last",
+    "compute.threads": 1,
+    "compute.gemm": "mkl",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Model folder and labelled corpus."""
+    folder = tmp_path_factory.mktemp("labelled")
+    model = micro.build_model(folder / "model")
+    return model, labelled.build_corpus(folder / "labelled.h5", model / "tokenizer.json")
+
+
+def words(world, folder: Path, rounds: int, **changes: object) -> list[str]:
+    """Command line of a run."""
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
+    config = folder.parent / f"{folder.name}.ini"
+    program.write_ini(config, world)
+    return ["run", "--config", str(config), "--output", str(folder), f"experiment.rounds={rounds}"] + [
+        f"{key}={value}" for key, value in settings.items()
+    ]
+
+
+def run(world, folder: Path, rounds: int, mpi_ranks: int = 0, **changes: object) -> Path:
+    """A finished run."""
+    program.finished(*words(world, folder, rounds, **changes), mpi_ranks=mpi_ranks)
+    return folder
+
+
+def logged(folder: Path, name: str) -> np.ndarray:
+    """A column of the run's log."""
+    with h5py.File(folder / "run.h5") as file:
+        return file[name][()]
+
+
+def adapter(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of the final adapter."""
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def peft_model(model: Path, adapter_folder: Path) -> torch.nn.Module:
+    """transformers' classifier with the run's adapter and head, loaded by peft, in float64."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=len(labelled.LABELS), attn_implementation="eager", pad_token_id=micro.EOS
+    ).double()
+    return PeftModel.from_pretrained(base, adapter_folder, is_trainable=True, autocast_adapter_dtype=False).double()
+
+
+def logits_of(model, ids: list[int]) -> torch.Tensor:
+    """[1, labels]; what transformers always computes in float32 is computed in float64 here."""
+    with float64_parts(torch.float64):
+        return model(input_ids=torch.tensor([ids])).logits
+
+
+def mean_loss(model, examples) -> torch.Tensor:
+    """Mean cross-entropy, one text at a time: nothing is padded."""
+    losses = []
+    for ids, label in examples:
+        logits = logits_of(model, ids)
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([label])))
+    return torch.stack(losses).mean()
+
+
+def trained_by_peft(model: Path, data: Path, start: Path, rounds: int) -> torch.nn.Module:
+    """FedAvg by samples over all clients, in peft."""
+    server = peft_model(model, start)
+    server.eval()
+    trainable = [name for name, p in server.named_parameters() if p.requires_grad]
+    assert any("score" in name for name in trainable)
+    for _ in range(rounds):
+        before = copy.deepcopy(server.state_dict())
+        total = {name: torch.zeros_like(before[name]) for name in trainable}
+        for client, n in enumerate(labelled.TRAIN_COUNTS):
+            server.load_state_dict(before)
+            examples = labelled.texts(data, 0, client)
+            assert len(examples) == n
+            parameters = dict(server.named_parameters())
+            for _step in range(SETTINGS["local.steps"]):
+                server.zero_grad()
+                mean_loss(server, examples).backward()
+                with torch.no_grad():
+                    for name in trainable:
+                        head = "score" in name
+                        rate = SETTINGS["local.head_learning_rate" if head else "local.learning_rate"]
+                        parameters[name] -= rate * parameters[name].grad
+            for name in trainable:
+                total[name] += n * parameters[name].detach()
+        for name in trainable:
+            before[name] = total[name] / sum(labelled.TRAIN_COUNTS)
+        server.load_state_dict(before)
+    return server
+
+
+@pytest.fixture(scope="module")
+def three_rounds(world, tmp_path_factory):
+    """(run folder, what peft makes of the same start)."""
+    folder = tmp_path_factory.mktemp("classification")
+    start = run(world, folder / "start", 0)
+    oracle = trained_by_peft(*world, start / "adapter", 3)
+    return run(world, folder / "run", 3), oracle
+
+
+def test_three_rounds_equal_peft(three_rounds):
+    folder, oracle = three_rounds
+    ours = adapter(folder)
+    theirs = {name: p.detach().numpy() for name, p in oracle.named_parameters() if p.requires_grad}
+    assert len(ours) == len(theirs)
+    for name, values in ours.items():
+        key = name.replace(".weight", ".default.weight") if "lora_" in name else name
+        key = key.replace("score.weight", "score.modules_to_save.default.weight")
+        np.testing.assert_allclose(values, theirs[key], rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_evaluation_equals_peft(world, three_rounds):
+    folder, oracle = three_rounds
+    for part, prefix in ((1, "eval_"), (2, "eval_test_")):
+        examples = labelled.texts(world[1], part, held_out=True)
+        with torch.no_grad():
+            predicted = [int(logits_of(oracle, ids).argmax()) for ids, _ in examples]
+            loss = float(mean_loss(oracle, examples))
+        truth = [label for _, label in examples]
+        scores = []
+        for k in sorted({*truth, *predicted}):
+            hits = sum(p == t == k for p, t in zip(predicted, truth, strict=True))
+            scores.append(2 * hits / (predicted.count(k) + truth.count(k)))
+        assert logged(folder, f"rounds/{prefix}loss")[-1] == pytest.approx(loss, abs=1e-9)
+        assert logged(folder, f"rounds/{prefix}macro_f1")[-1] == pytest.approx(np.mean(scores), abs=1e-12)
+        if part == 1:
+            right = np.mean([p == t for p, t in zip(predicted, truth, strict=True)])
+            assert logged(folder, "rounds/eval_accuracy")[-1] == pytest.approx(right)
+
+
+def test_bytes_count_the_head(three_rounds):
+    folder, _ = three_rounds
+    # Two layers, lora_rank 4: A of q and v, B of q (32 wide) and of v (16 wide); a head of 3 labels. Four clients.
+    values = 2 * 4 * (32 + 32 + 32 + 16) + 3 * 32
+    for name in ("rounds/bytes_up_true", "rounds/bytes_down_true"):
+        assert list(logged(folder, name)[1:]) == [4 * 8 * values] * 3
+
+
+# One of every kind: weights, products, stacks into the base, own factors, alternating factors, scores, pulls.
+PRESETS = ("hetlora", "zeropad", "flexlora", "flora", "fedsa", "rolora", "lora-a2", "fedprox")
+SAME_RANKS = ("fedsa", "rolora")
+
+MIXED = {
+    "model__precision": "fp32",
+    "lora__rank_distribution": "list",
+    "lora__rank_list": "2,8,3",
+    "lora__rank_min": 2,
+    "lora__rank_max": 8,
+    "strategy__preset": "hetlora",
+    "local__optimizer": "adamw",
+    "local__learning_rate": 3e-3,
+    "local__head_learning_rate": 1e-2,
+    "local__steps": 6,
+    "local__batch_size": 2,
+    "local__clip_norm": 0.5,
+    "evaluation__clients": "final",
+}
+
+
+def test_same_bits_on_more_mpi_ranks_batched_or_alone_and_after_a_resume(world, tmp_path):
+    one = run(world, tmp_path / "one", 4, **MIXED)
+    others = [run(world, tmp_path / f"ranks{n}", 4, mpi_ranks=n, **MIXED) for n in (2, 3)]
+    others.append(run(world, tmp_path / "alone", 4, **(MIXED | {"compute__pack_tokens": 64})))
+    short = run(world, tmp_path / "resumed", 2, **MIXED)
+    program.finished(*words(world, short, 4, **MIXED), "--resume")
+    for other in (*others, short):
+        theirs = adapter(other)
+        for name, values in adapter(one).items():
+            np.testing.assert_array_equal(values, theirs[name], err_msg=f"{other.name} {name}")
+    names = ("rounds/eval_loss", "rounds/eval_macro_f1", "participation/loss_last", "clients/eval_loss_final")
+    for other in (*others[:2], short):
+        for name in names:
+            np.testing.assert_array_equal(logged(one, name), logged(other, name), err_msg=f"{other.name} {name}")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_head_learns_with_every_kind_of_method(world, tmp_path, preset):
+    changes = MIXED | {"strategy__preset": preset, "lora__rank_list": "8,8,8" if preset in SAME_RANKS else "2,8,3"}
+    if preset == "fedsa":  # everybody keeps a factor: there is no one model to judge labels with
+        changes["evaluation__metrics"] = "accuracy"
+    folder = run(world, tmp_path / preset, 3, **changes)
+    loss = logged(folder, "rounds/eval_loss")
+    assert loss[-1] < loss[0]
+
+
+def test_wrong_uses_are_refused(world, tmp_path):
+    model, data = world
+    causal = micro.build_corpus(tmp_path / "causal.h5", tokenizer_file=model / "tokenizer.json")
+    cases = [
+        ((model, causal), {}, "was not prepared for model.task = classification"),
+        (
+            world,
+            {"model__task": "causal", "evaluation__metrics": "perplexity"},
+            "was prepared with --task classification",
+        ),
+        (world, {"data__sequence_length": 5}, "more than data.sequence_length = 5"),
+        (world, {"evaluation__metrics": "rouge1"}, "has rouge1, which needs next tokens"),
+        (world, {"output__trace": "true"}, "cannot be replayed with"),
+        (world, {"evaluation__samples": 2}, "needs next tokens"),
+    ]
+    for files, changes, text in cases:
+        folder = tmp_path / "refused"
+        drop = {"local__head_learning_rate": 0} if changes.get("model__task") == "causal" else {}
+        done = program.start(*words(files, folder, 1, **(changes | drop)))
+        assert done.returncode in (2, 3), done.stderr
+        assert text in done.stderr
+        assert not folder.exists()
+
+
+def test_unlabelled_sequence_is_named(world, tmp_path):
+    model, data = world
+    broken = tmp_path / "broken.h5"
+    shutil.copy(data, broken)
+    with h5py.File(broken, "r+") as file:
+        file["sequences/label"][1] = -1
+    done = program.start(*words((model, broken), tmp_path / "run", 1))
+    assert done.returncode != 0
+    assert "sequence 1 has no label" in done.stderr
+
+
+def test_export_carries_the_head(world, three_rounds, tmp_path):
+    folder, _ = three_rounds
+    program.finished("export", folder, "--to", tmp_path / "out")
+    exported = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for name, values in adapter(folder).items():
+        np.testing.assert_array_equal(values, exported[name])
+    refused = program.start("export", folder, "--merged", "--to", tmp_path / "merged")
+    assert refused.returncode == 2
+    assert "merge_and_unload" in refused.stderr
