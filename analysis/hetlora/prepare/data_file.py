@@ -50,7 +50,10 @@ class Client:
 
 @dataclass
 class Prepared:
-    """Everything a file holds besides the vocabulary. `recipe`: the options that led to it; `notes`: lines to print."""
+    """Everything a file holds besides the vocabulary. `recipe`: the options that led to it; `notes`: lines to print.
+
+    `task` classification: the last token of every sequence stands for its label.
+    """
 
     name: str
     source: str
@@ -62,6 +65,7 @@ class Prepared:
     groups: list[str] = field(default_factory=list)
     label_choices: list[np.ndarray] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    task: str = "causal"
 
 
 def prompt_length(mask: np.ndarray) -> int:
@@ -128,6 +132,8 @@ def write(path: str, prepared: Prepared, tokenizer: TextTokenizer) -> dict:
             if prepared.groups:
                 file.create_dataset("groups/name", data=fixed_strings(prepared.groups))
             attributes["content_sha256"] = content_sha256(file)
+            if prepared.task != "causal":
+                attributes |= {"task": prepared.task, "longest_sequence": summary["longest"]}
             for key, value in attributes.items():
                 # Fixed-length strings and 64-bit integers: readable with one plain H5Aread.
                 text = isinstance(value, str)

@@ -15,8 +15,8 @@ from hetlora.files import sha256_of_all
 from hetlora.prepare import splits
 from hetlora.prepare.answers import Answers
 from hetlora.prepare.chat_format import ChatFormat, choose_format
+from hetlora.prepare.classification import ClassificationEncoder, label_lines, sorted_labels, text_template
 from hetlora.prepare.data_file import Prepared
-from hetlora.prepare.lengths import truncate
 from hetlora.prepare.own_encoding import RecordEncoder
 from hetlora.prepare.own_index import KEPT, TOO_LONG, TRUNCATED, WITHOUT_LOSS, RecordIndex, StoredTokens
 from hetlora.prepare.own_options import FIELDS, apply_mapping, check_fields, label_words, source_files
@@ -25,7 +25,7 @@ from hetlora.prepare.own_splits import Placed, check_labels, place
 from hetlora.prepare.own_statistics import Account
 from hetlora.prepare.stored_clients import StoredClients
 from hetlora.prepare.tables import read_table
-from hetlora.prepare.templates import RecordTemplate, load_template
+from hetlora.prepare.templates import load_template
 from hetlora.prepare.token_spool import TokenSpool
 from hetlora.prepare.tokenizer import TextTokenizer
 
@@ -38,37 +38,50 @@ def prepare_jsonl(options, tokenizer: TextTokenizer, chat: ChatFormat) -> Prepar
     check_fields(options)
     words = label_words(options)
     positions = check_positions(options)
-    template = None
-    if options.template == "chat":
-        chat = choose_format(tokenizer, "template", options.default_system)
-    elif options.template is not None:
-        template = load_template(options.template)
+    encoder, style = record_encoder(options, tokenizer, chat)
     files = source_files(options)
     spool = TokenSpool(scratch_folder(options.out))
-    encoder = RecordEncoder(tokenizer, chat, template, options.text_field is not None)
     answers = Answers(spool, encoder, words)
     index = read_all(files, options, words, (encoder, spool, answers))
     rows = chosen_clients(index, options)
     placed, rule = place(index, rows, options)
     placed = check_labels(index, placed, options.skip_bad)
     refuse_too_long(index, placed, options)
-    account = Account(rule=rule, positions=positions)
+    account = Account(rule=rule, positions=positions, task=options.task)
     account.count_records(index, placed)
     account.count_clients(index, placed)
-    names = label_names(index, placed, words)
+    classified = options.task == "classification"
+    names = label_names(index, placed, words, sorted_labels if classified else sorted)
     groups = sorted(used_names(index.groups.names, index.column("group")[placed.rows]))
     return Prepared(
         name=files[0].name.split(".")[0],
         source=", ".join(file.name for file in files),
         source_sha256=sha256_of_all(files),
         license=options.license,
-        recipe=recipe(options, template, chat, account),
+        recipe=recipe(options, style, account),
         clients=build_clients(index, placed, options, (spool, names, groups)),
         labels=[words[label] for label in names] if words else names,
         groups=groups,
         label_choices=answers.of_labels(names) if options.label_choices else [],
-        notes=account.lines(),
+        notes=account.lines() + (label_lines(index, placed, names, words) if classified else []),
+        task=options.task,
     )
+
+
+def record_encoder(options, tokenizer: TextTokenizer, chat: ChatFormat) -> tuple:
+    """(the encoder of the records, the name of its style)."""
+    if options.task == "classification":
+        template = text_template(options)
+        encoder = ClassificationEncoder(tokenizer, template)
+        encoder.check_room(options.max_length)
+        return encoder, template.name if template else "text"
+    template = None
+    if options.template == "chat":
+        chat = choose_format(tokenizer, "template", options.default_system)
+    elif options.template is not None:
+        template = load_template(options.template)
+    style = "text" if options.text_field else template.name if template else chat.style
+    return RecordEncoder(tokenizer, chat, template, options.text_field is not None), style
 
 
 def scratch_folder(out: str) -> Path:
@@ -108,7 +121,7 @@ def read_all(files: list[Path], options, words: dict[str, str] | None, ways: tup
                 if options.label_choices:
                     answers.check_label(record, (tokens, mask))
                 choices = answers.keep(record)
-                tokens, mask, state = fitted(tokens, mask, options)
+                tokens, mask, state = fitted(tokens, mask, options, encoder.truncate)
                 stored = 0 if state & (TOO_LONG | WITHOUT_LOSS) else len(tokens)
                 at = spool.append(tokens, mask) if stored else 0
                 index.append(record, StoredTokens(at, n, stored, choices), state)
@@ -117,11 +130,12 @@ def read_all(files: list[Path], options, words: dict[str, str] | None, ways: tup
     return index
 
 
-def recipe(options, template: RecordTemplate | None, chat: ChatFormat, account: Account) -> dict:
+def recipe(options, style: str, account: Account) -> dict:
     """The options that led to the data, and what they did to it."""
     return {
         "verb": options.verb,
-        "style": "text" if options.text_field else template.name if template else chat.style,
+        **({"task": options.task} if options.task != "causal" else {}),
+        "style": style,
         "default_system": options.default_system,
         "fields": {name: getattr(options, f"{name}_field") for name in FIELDS},
         "label_words": options.label_words,
@@ -172,14 +186,14 @@ def used_names(names: list[str], numbers: np.ndarray) -> list[str]:
     return [names[number] for number in np.unique(numbers).tolist() if number >= 0]
 
 
-def label_names(index: RecordIndex, placed: Placed, words: dict[str, str] | None) -> list[str]:
-    """The labels in the order of their ids: that of --label-words, else sorted."""
+def label_names(index: RecordIndex, placed: Placed, words: dict[str, str] | None, order=sorted) -> list[str]:
+    """The labels in the order of their ids: that of --label-words, else of the function `order`."""
     found = set(used_names(index.labels.names, index.column("label")[placed.rows]))
-    return [label for label in words if label in found] if words else sorted(found)
+    return [label for label in words if label in found] if words else order(found)
 
 
-def fitted(tokens: np.ndarray, mask: np.ndarray, options) -> tuple[np.ndarray, np.ndarray, int]:
-    """A sequence within --max-length, and what happened to it."""
+def fitted(tokens: np.ndarray, mask: np.ndarray, options, truncate) -> tuple[np.ndarray, np.ndarray, int]:
+    """A sequence within --max-length, and what happened to it. `truncate`: that of the encoder."""
     state = KEPT
     limit = options.max_length
     if limit and len(tokens) > limit:

@@ -27,3 +27,19 @@ def truncate(ids: np.ndarray, mask: np.ndarray, limit: int, side: str) -> tuple[
     ids, mask = ids[keep], mask[keep].copy()
     mask[0] = 0
     return ids, mask
+
+
+def truncate_text(
+    ids: np.ndarray, mask: np.ndarray, limit: int, side: str, ends: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """ids and mask (both [n]) with at most `limit` tokens, of which the first ends[0] and the last ends[1] stay.
+
+    right: what lies between loses its end; left and prompt: its start. limit > ends[0] + ends[1].
+    """
+    n, (first, last) = len(ids), ends
+    if n <= limit:
+        return ids, mask
+    room = limit - first - last
+    text = np.arange(first, first + room) if side == "right" else np.arange(n - last - room, n - last)
+    keep = np.concatenate([np.arange(first), text, np.arange(n - last, n)])
+    return ids[keep], mask[keep]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from hetlora.prepare.chat_format import ChatFormat
+from hetlora.prepare.lengths import truncate
 from hetlora.prepare.own_records import Record
 from hetlora.prepare.templates import RecordTemplate
 from hetlora.prepare.tokenizer import TextTokenizer
@@ -23,6 +24,10 @@ class RecordEncoder:
             return self._by_template(records)
         ids = self._ids_of({words: None for record in records for _, words in record.turns})
         return [self._by_turns(record.turns, ids) for record in records]
+
+    def truncate(self, ids: np.ndarray, mask: np.ndarray, limit: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+        """At most `limit` tokens of a sequence (lengths.truncate)."""
+        return truncate(ids, mask, limit, side)
 
     def _ids_of(self, texts: dict[str, None]) -> dict[str, np.ndarray]:
         return dict(zip(texts, self._tokenizer.encode(list(texts)), strict=True))

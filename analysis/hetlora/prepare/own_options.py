@@ -7,11 +7,13 @@ from pathlib import Path
 
 from hetlora.errors import InputError, UsageError
 from hetlora.files import existing_file
+from hetlora.prepare.classification import check_classification
 from hetlora.prepare.lengths import POLICIES, SIDES
 
 FIELDS = ("client", "text", "prompt", "context", "response", "messages", "label", "group", "split",
           "choices", "answer")  # fmt: skip
 MORE_KEYS = ("template", "label_words")
+TASKS = ("causal", "classification")
 
 
 def share(text: str) -> float:
@@ -46,6 +48,13 @@ def add_own_options(sub: argparse.ArgumentParser, kinds: str) -> None:
         "choices": "a list of answers of each record's own, for choice_accuracy",
         "answer": "which of them is right: its place in the list (from 0), or its text",
     }
+    sub.add_argument(
+        "--task",
+        choices=TASKS,
+        default="causal",
+        help="causal: the model learns to write the response; classification: to name the label of a text "
+        "(default causal)",
+    )
     for name in FIELDS:
         sub.add_argument(f"--{name}-field", metavar="FIELD", help=about[name])
     sub.add_argument("--mapping", metavar="FILE", help='JSON with these choices, e.g. {"prompt": "instruction"}')
@@ -69,9 +78,8 @@ def add_own_options(sub: argparse.ArgumentParser, kinds: str) -> None:
     sub.add_argument(
         "--truncation-side",
         choices=SIDES,
-        default="prompt",
         help="what is cut away: the prompt's start, then the end (prompt); the sequence's start (left) or end (right) "
-        "(default prompt)",
+        "(default prompt; right with --task classification)",
     )
     sub.add_argument(
         "--valid-fraction", type=share, metavar="F", help="share of records for valid, by hash (no client field: 0.1)"
@@ -110,6 +118,12 @@ def apply_mapping(options) -> None:
 
 def check_fields(options) -> None:
     """UsageError unless the fields say one thing: texts, messages, prompt and response, or prompt and label."""
+    if options.truncation_side is None:
+        options.truncation_side = "right" if options.task == "classification" else "prompt"
+    check_counts(options)
+    if options.task == "classification":
+        check_classification(options)
+        return
     given = {name for name in FIELDS if getattr(options, f"{name}_field") is not None}
     text, messages = "text" in given, "messages" in given
     choices = "choices" in given
@@ -133,6 +147,10 @@ def check_fields(options) -> None:
         raise UsageError("--template chat with --text-field: a template is for --prompt-field and a response")
     if options.label_words and ("label" not in given or "response" in given):
         raise UsageError("--label-words is used with --label-field and without --response-field only")
+
+
+def check_counts(options) -> None:
+    """UsageError for numbers that make no sense together."""
     if options.max_clients < 0:
         raise UsageError(f"--max-clients {options.max_clients} is negative")
     fractions = (options.valid_fraction or 0) + (options.test_fraction or 0)

@@ -37,6 +37,7 @@ class Record:
 def picker(options, words: dict[str, str] | None):
     """A function (record, where) -> Record for `read_table`; raises BadLine. `words`: label -> response, or None."""
     label_is_response = options.prompt_field is not None and options.response_field is None
+    classified = options.task == "classification"
     all_fields = options.template not in (None, "chat", "alpaca", "plain")
 
     def pick(raw: dict, where: str) -> Record:
@@ -66,9 +67,11 @@ def picker(options, words: dict[str, str] | None):
         else:
             response = found.label if words is None else words[found.label]
         asked = f"{prompt}\n\n{context}" if context else prompt
-        found.turns = [("user", asked), ("assistant", response)]
+        # The text of a classification must not show the label, nor may equal texts with two labels count as different.
+        found.turns = [("user", asked)] if classified else [("user", asked), ("assistant", response)]
         if all_fields:
-            found.values = {key: as_text(value) for key, value in raw.items() if isinstance(key, str)}
+            hidden = options.label_field if classified else None
+            found.values = {key: as_text(value) for key, value in raw.items() if isinstance(key, str) and key != hidden}
         found.values |= {"prompt": prompt, "context": context, "response": response}
         return found
 

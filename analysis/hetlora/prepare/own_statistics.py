@@ -15,6 +15,7 @@ class Account:
 
     rule: str
     positions: int = 0
+    task: str = "causal"
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     truncated: int = 0
     dropped: int = 0
@@ -81,10 +82,10 @@ class Account:
         ]
         longer = int((self.lengths > self.positions).sum()) if self.positions else 0
         if longer and not self.truncated and not self.dropped:
-            result.append(
-                f"{longer:,} records are longer than the model's {self.positions} positions: a run cuts them into "
-                "windows of data.sequence_length"
-            )
+            cure = "a run cuts them into windows of data.sequence_length"
+            if self.task == "classification":
+                cure = f"give --max-length {self.positions}, or a run sees only the last piece of them"
+            result.append(f"{longer:,} records are longer than the model's {self.positions} positions: {cure}")
         if self.lost_to_truncation:
             result.append(
                 f"{self.lost_to_truncation:,} records lost every loss token to the truncation and are left out: take "

@@ -43,6 +43,8 @@ def sample_view(client: Client, sequence: Sequence, prepared: Prepared, vocabula
     """What the page shows of one sequence: facts, and tokens as (text, loss)."""
     shown = slice(0, LONGEST)
     texts = token_texts(sequence.ids[shown], vocabulary)
+    if prepared.task == "classification" and len(sequence.ids) <= LONGEST:
+        texts[-1] = f" {prepared.labels[sequence.label]}"
     return {
         "client": client.name,
         "part": PART_NAMES[sequence.part],
@@ -71,6 +73,7 @@ def write_samples_page(path: str, prepared: Prepared, tokenizer: TextTokenizer, 
         summary=summary,
         parts=[{"name": name, **counts} for name, counts in summary["parts"].items() if counts["sequences"]],
         notes=prepared.notes,
+        task=prepared.task,
         samples=samples,
         tokenizer=f"{tokenizer.name} ({tokenizer.vocab_size:,} tokens)",
         license=prepared.license,

@@ -40,7 +40,8 @@ class SequenceWriter:
         self._client_offset = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def write(self) -> dict:
-        """Write everything; returns clients, held_out, and per part and in all sequences, tokens and loss tokens."""
+        """Write everything; returns clients, held_out, and per part and in all sequences, tokens and loss tokens;
+        the longest sequence in tokens."""
         file, index = self._file, self._index
         n_tokens = int(self._offset[-1])
         self._tokens = (
@@ -108,6 +109,7 @@ class SequenceWriter:
             "held_out": held_out,
             "tokens": int(lengths.sum()),
             "loss_tokens": int(losses.sum(dtype=np.int64)),
+            "longest": int(lengths.max(initial=0)),
             "parts": parts,
         }
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hetlora.prepare.data_file import Prepared, prompt_length
+from hetlora.prepare.data_file import Prepared, Sequence, prompt_length
 from hetlora.prepare.splits import PART_NAMES
 from hetlora.prepare.tokenizer import TextTokenizer
 
@@ -18,6 +18,15 @@ def marked_text(ids: np.ndarray, mask: np.ndarray, vocabulary: list[bytes]) -> s
             inside = bool(flag)
         pieces.append(vocabulary[index])
     return b"".join(pieces + ([b"]]"] if inside else [])).decode("utf-8", errors="replace")
+
+
+def shown_text(prepared: Prepared, sequence: Sequence, vocabulary: list[bytes]) -> str:
+    """The marked text of a sequence; in a classification its label in place of the last token."""
+    ids, mask = sequence.tokens()
+    if prepared.task == "classification":
+        text = marked_text(ids[: min(LONGEST, len(ids) - 1)], mask[: min(LONGEST, len(ids) - 1)], vocabulary)
+        return f"{text} [[{prepared.labels[sequence.label]}]]"
+    return marked_text(ids[:LONGEST], mask[:LONGEST], vocabulary)
 
 
 def print_samples(prepared: Prepared, tokenizer: TextTokenizer, n: int) -> None:
@@ -36,7 +45,7 @@ def print_samples(prepared: Prepared, tokenizer: TextTokenizer, n: int) -> None:
             f"--- client {client.name}, {PART_NAMES[sequence.part]}{label}: {len(sequence.ids)} tokens, "
             f"{int(sequence.mask.sum())} loss tokens, prompt_length {prompt_length(sequence.mask)}{cut}"
         )
-        print(marked_text(sequence.ids[:LONGEST], sequence.mask[:LONGEST], vocabulary))
+        print(shown_text(prepared, sequence, vocabulary))
     if n:
         print("---")
 

@@ -34,9 +34,9 @@ class Piece:
 class RecordTemplate:
     """A checked template. `pieces(values)` gives the stretches of one record."""
 
-    def __init__(self, name: str, text: str):
-        """UsageError or InputError if the text is no template or has no response."""
-        self.name = name
+    def __init__(self, name: str, text: str, response: bool = True):
+        """InputError if the text is no template or has no response, which is wanted unless `response` is False."""
+        self.name, self._response = name, response
         sandbox = need("jinja2.sandbox", "data")
         jinja2 = need("jinja2", "data")
         environment = sandbox.ImmutableSandboxedEnvironment(
@@ -48,7 +48,7 @@ class RecordTemplate:
             raise InputError(f"the template {name} is not Jinja text: {error}") from error
         self._errors = jinja2.TemplateError
         self._layouts: dict[tuple[str, ...], list[str]] = {}
-        if not re.search(r"\{\{-?\s*response\b", text):
+        if response and not re.search(r"\{\{-?\s*response\b", text):
             raise InputError(
                 f"the template {name} has no {{{{ response }}}}: nothing would be trained on; "
                 "write {{ response }} where the answer stands"
@@ -74,7 +74,7 @@ class RecordTemplate:
             except self._errors as error:
                 fields = ", ".join(sorted(marked))
                 raise InputError(f"the template {self.name} fails: {error}; it may use: {fields}") from error
-            if parts[1::2].count("response") != 1:
+            if self._response and parts[1::2].count("response") != 1:
                 raise InputError(
                     f"the template {self.name} writes the response {parts[1::2].count('response')} times for a record "
                     f"with {', '.join(present)}; it must stand there once, in every case"
@@ -99,15 +99,27 @@ class RecordTemplate:
             result.append(Piece(text, piece.own_words, piece.loss))
         return result
 
+    def prompt_side(self, values: dict[str, str]) -> list[Piece]:
+        """The pieces in front of the response (all, where there is none), without white space at the end."""
+        result = []
+        for piece in self.stretches(values):
+            if piece.loss:
+                break
+            result.append(piece)
+        if result and not result[-1].own_words:
+            last = result.pop()
+            result += [Piece(last.text.rstrip(), False, False)] if last.text.strip() else []
+        return result
 
-def load_template(name: str) -> RecordTemplate:
-    """A known template or a file's. UsageError if there is neither."""
+
+def load_template(name: str, response: bool = True) -> RecordTemplate:
+    """A known template or a file's; without `response` it need not have one. UsageError if there is neither."""
     if name in KNOWN:
-        return RecordTemplate(name, KNOWN[name])
+        return RecordTemplate(name, KNOWN[name], response)
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(f"--template {name}: no known template (chat, {', '.join(KNOWN)}) and no such file")
     try:
-        return RecordTemplate(str(path), path.read_text(encoding="utf-8").rstrip("\n"))
+        return RecordTemplate(str(path), path.read_text(encoding="utf-8").rstrip("\n"), response)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it first") from error

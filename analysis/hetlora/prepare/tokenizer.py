@@ -16,7 +16,7 @@ BATCH = 20_000  # texts per call of the tokenizers library: keeps the memory for
 
 @dataclass
 class TextTokenizer:
-    """A loaded tokenizer. `bos_id` and `eos_id` are -1 where the tokenizer names none."""
+    """A loaded tokenizer. The ids of special tokens are -1 where the tokenizer names none."""
 
     raw: object
     name: str
@@ -26,6 +26,8 @@ class TextTokenizer:
     eos_id: int
     chat_template: str | None
     special: dict[str, int]
+    sep_id: int = -1
+    pad_id: int = -1
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """int32 ids of each text as plain text: special tokens spelled out in a text stay ordinary characters."""
@@ -41,6 +43,20 @@ class TextTokenizer:
         self.raw.encode_special_tokens = False
         return list(self.raw.encode(text, add_special_tokens=False).ids) if text else []
 
+    def around_one_text(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids that the tokenizer's post-processor puts before and behind one text (both may be empty)."""
+        inside = self.raw.encode("a", add_special_tokens=False).ids
+        encoding = self.raw.encode("a", add_special_tokens=True)
+        ids, added = np.asarray(encoding.ids, dtype=np.int32), np.asarray(encoding.special_tokens_mask)
+        text = np.flatnonzero(added == 0)
+        begin, end = (int(text[0]), int(text[-1]) + 1) if len(text) else (len(ids), len(ids))
+        if ids[begin:end].tolist() != inside:
+            raise InputError(
+                f"the tokenizer {self.name} changes a text by more than special tokens before and behind it; "
+                "mend the post_processor in its tokenizer.json"
+            )
+        return ids[:begin], ids[end:]
+
     def vocabulary(self) -> list[bytes]:
         """Raw bytes of every token by id (empty for ids that no token has)."""
         spec = json.loads(self.raw.to_str())
@@ -48,6 +64,7 @@ class TextTokenizer:
         # Added tokens are matched in the text before byte-level mapping, so their content is literal.
         literal = {entry["content"] for entry in spec.get("added_tokens", [])}
         table = _unicode_to_byte()
+        inner = spec["model"].get("continuing_subword_prefix") if spec["model"].get("type") == "WordPiece" else None
         tokens = [b""] * self.vocab_size
         for token, index in self.raw.get_vocab(with_added_tokens=True).items():
             if token in literal:
@@ -56,6 +73,8 @@ class TextTokenizer:
                 tokens[index] = bytes(table[character] for character in token)
             elif match := BYTE_PIECE.fullmatch(token):
                 tokens[index] = bytes([int(match.group(1), 16)])
+            elif inner:  # pieces of a word carry a prefix, words stand for themselves
+                tokens[index] = (token.removeprefix(inner) if token.startswith(inner) else f" {token}").encode("utf-8")
             else:
                 tokens[index] = token.replace("▁", " ").encode("utf-8")
         return tokens
@@ -86,6 +105,11 @@ def load_tokenizer(folder: str) -> TextTokenizer:
         )
     if not path.is_dir():
         raise InputError(f"no such folder: {path} (--tokenizer wants a folder with tokenizer.json); check the path")
+    if (path / "vocab.txt").is_file() and not (path / "tokenizer.json").is_file():
+        raise InputError(
+            f'{path} has vocab.txt but no tokenizer.json; make it with: python -c "from transformers import '
+            f"BertTokenizerFast as T; T.from_pretrained('{path}').save_pretrained('{path}')\""
+        )
     file = existing_file(path / "tokenizer.json", "the tokenizer")
     try:
         raw = tokenizers.Tokenizer.from_file(str(file))
@@ -107,6 +131,12 @@ def load_tokenizer(folder: str) -> TextTokenizer:
         index = model.get(f"{kind}_token_id")
         return index if isinstance(index, int) else -1
 
+    def optional_id(kind: str) -> int:
+        token = config.get(f"{kind}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        index = raw.token_to_id(token) if isinstance(token, str) else None
+        return -1 if index is None else index
+
     template = config.get("chat_template")
     if (path / "chat_template.jinja").is_file():
         template = (path / "chat_template.jinja").read_text()
@@ -120,6 +150,8 @@ def load_tokenizer(folder: str) -> TextTokenizer:
         eos_id=special_id("eos"),
         chat_template=template if isinstance(template, str) else None,
         special={token.content: index for index, token in raw.get_added_tokens_decoder().items() if token.special},
+        sep_id=optional_id("sep"),
+        pad_id=optional_id("pad"),
     )
 
 
