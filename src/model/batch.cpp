@@ -39,7 +39,8 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
             for (std::size_t i = 0; i < sequence.inputs.size(); ++i) {
                 const std::int32_t token = sequence.inputs[i];
                 const std::int32_t target = sequence.targets[i];
-                if (token < 0 || token >= config.vocab_size || (client.head == nullptr && target >= config.vocab_size)) {
+                if (token < 0 || token >= config.vocab_size ||
+                    (client.head == nullptr && target >= config.vocab_size)) {
                     throw input_error(
                         "token {} is outside the model's vocabulary of {}: the data was prepared with another "
                         "tokenizer; prepare it again with the model's own",

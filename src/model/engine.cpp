@@ -102,8 +102,9 @@ RowLosses RowLossTensors::to_host() const {
 }
 
 RowLosses Engine::train(const TokenBatch& batch, double dropout) {
-    const RowLossTensors losses =
-        runner_ != nullptr && batch.class_heads.empty() ? runner_->train(*this, batch, dropout) : train_on_device(batch, dropout);
+    const RowLossTensors losses = runner_ != nullptr && batch.class_heads.empty()
+                                      ? runner_->train(*this, batch, dropout)
+                                      : train_on_device(batch, dropout);
     return losses.to_host();
 }
 

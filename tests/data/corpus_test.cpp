@@ -338,6 +338,50 @@ TEST_F(CorpusTest, iid_and_dirichlet_deal_every_part) {
     }
 }
 
+TEST_F(CorpusTest, classification_puts_the_label_in_place_of_the_last_token) {
+    RawCorpus raw;
+    raw.set_vocabulary(9);
+    raw.label_name = {"no", "yes"};
+    raw.add_client("a");
+    raw.add_sequence(0, {3, 4, 5, 2}, {0, 0, 0, 1}, 1);
+    raw.add_sequence(0, {6, 2}, {0, 1}, 0);
+    raw.add_client("b", /*held_out=*/true);
+    raw.add_sequence(1, {7, 8, 2}, {0, 0, 1}, 1);
+    const CorpusOptions options{.sequence_length = 3, .overlap = 0, .classification = true};
+    const Corpus corpus = open(raw, options);
+    const auto windows = corpus.train_windows(0);
+    ASSERT_EQ(windows.size(), 2U);
+    const WindowTokens first = corpus.read(windows[0]);
+    EXPECT_EQ(first.inputs, (std::vector<std::int32_t>{3, 4, 5}));
+    EXPECT_EQ(first.targets, (std::vector<std::int32_t>{-1, -1, 1}));
+    EXPECT_EQ(corpus.read(windows[1]).targets, std::vector<std::int32_t>{0});
+    EXPECT_EQ(corpus.read(corpus.evaluation_windows(Part::valid).front()).targets, (std::vector<std::int32_t>{-1, 1}));
+
+    const auto refused = [&](RawCorpus broken, const char* text) {
+        const Corpus other = open(broken, options);
+        try {
+            (void)other.train_windows(0);
+            ADD_FAILURE() << "not refused: " << text;
+        } catch (const Error& error) {
+            EXPECT_EQ(error.code(), ExitCode::input);
+            EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+        }
+    };
+    RawCorpus unlabelled = raw;
+    unlabelled.sequence_label[1] = -1;
+    refused(unlabelled, "sequence 1 has no label");
+    RawCorpus elsewhere = raw;
+    elsewhere.mask[1] = 1;
+    elsewhere.sequence_prompt_length[0] = 3;
+    refused(elsewhere, "sequence 0 carries loss on other tokens");
+    RawCorpus longer;
+    longer.set_vocabulary(9);
+    longer.label_name = raw.label_name;
+    longer.add_client("a");
+    longer.add_sequence(0, {3, 4, 5, 6, 2}, {0, 0, 0, 0, 1}, 1);
+    refused(longer, "sequence 0 has 4 tokens, more than data.sequence_length = 3");
+}
+
 TEST_F(CorpusTest, bad_options_name_their_key) {
     const RawCorpus raw = synthetic_corpus({});
     const auto names = [](const std::string& text, const char* word) {

@@ -89,7 +89,8 @@ public:
     Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOptions& options = {});
 
     /// Forward and backward: fills the gradients of the adapters named in batch.runs, and of the heads in
-    /// batch.class_heads, (overwriting them) with those of sum over rows of row_scale * loss. @param dropout probability on the adapters' inputs
+    /// batch.class_heads, (overwriting them) with those of sum over rows of row_scale * loss. @param dropout
+    /// probability on the adapters' inputs
     [[nodiscard]] RowLosses train(const TokenBatch& batch, double dropout = 0.0);
     /// The same without a runner, and without waiting for the device.
     [[nodiscard]] RowLossTensors train_on_device(const TokenBatch& batch, double dropout = 0.0);
