@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <string_view>
@@ -98,12 +100,9 @@ public:
                 complain(fmt::format("the key `{}` is not implemented", name));
             }
         }
-        if (file_.find("rope_freqs.weight") != nullptr) {  // how Llama 3.1 and later keep theirs; no key tells of it
-            complain("scaled rotary frequencies (the tensor rope_freqs.weight) are not implemented");
-        }
         if (problems_.empty()) return;
         throw input_error(
-            "{}: this GGUF model cannot be used:\n  - {}\nread are llama, qwen2 and qwen3 without rotary scaling "
+            "{}: this GGUF model cannot be used:\n  - {}\nread are llama, qwen2 and qwen3 "
             "(docs/models.md): choose such a file, or the original model's folder, in `model.path`",
             file_.path().string(), fmt::join(problems_, "\n  - "));
     }
@@ -135,6 +134,62 @@ std::string chosen_architecture(const GgufFile& file) {
 
 /// A number that the file holds as float32 (9.99999974e-06): six significant digits bring back the one that was meant.
 double meant_number(double stored) { return parse_number(fmt::format("{:.6g}", stored)).value_or(stored); }
+
+/// How Llama 3.1 and later keep their rotary rule; no key tells of it: [E/2] values f_i / f'_i, those of the plain rule
+/// over those of the model's own.
+constexpr const char* rotary_factors_name = "rope_freqs.weight";
+
+/// The llama3 rule that gives these factors: its other numbers are the same in all models that were published, and the
+/// largest factor is the rule's. @return nothing if it gives others
+std::optional<RotaryRule> llama3_rule(std::span<const float> factors, std::int64_t head_size, double theta) {
+    if (2 * std::ssize(factors) != head_size) return std::nullopt;
+    const RotaryRule rule{.kind = RotaryKind::llama3,
+                          .factor = meant_number(std::ranges::max(factors)),
+                          .low_frequency = 1.0,
+                          .high_frequency = 4.0,
+                          .original_positions = 8192.0};
+    const std::vector<double> plain = rotary_frequencies(head_size, theta, {}, /*single=*/false);
+    const std::vector<double> scaled = rotary_frequencies(head_size, theta, rule, /*single=*/false);
+    for (std::size_t i = 0; i < factors.size(); ++i) {
+        const double expected = plain[i] / scaled[i];
+        if (!(std::abs(static_cast<double>(factors[i]) - expected) <= 1e-4 * expected)) return std::nullopt;
+    }
+    return rule;
+}
+
+/// The rotary rule as config.json writes it.
+void read_rotary(const GgufFile& file, GgufConfigReader& reader, std::int64_t head_size, nlohmann::json& object) {
+    const double theta = file.number(reader.key("rope.freq_base")).value_or(10000.0);
+    nlohmann::json rope{{"rope_theta", theta}, {"rope_type", "default"}};
+    const std::string scaling = file.text(reader.key("rope.scaling.type")).value_or("none");
+    const auto factor = file.number(reader.key("rope.scaling.factor"));
+    if (scaling == "linear") {
+        rope["rope_type"] = "linear";
+        rope["factor"] = meant_number(factor.value_or(0.0));
+    } else if (scaling != "none") {
+        reader.complain(fmt::format("`{}` = {} is not implemented", reader.key("rope.scaling.type"), scaling));
+    }
+    const GgufTensor* factors = file.find(rotary_factors_name);
+    if (factors != nullptr && head_size > 0) {
+        std::vector<float> values(static_cast<std::size_t>(factors->shape.empty() ? 0 : factors->shape.back()));
+        if (factors->rows() == 1 && !values.empty()) file.read_rows(*factors, 0, 1, values.data());
+        const auto rule = values.empty() || scaling != "none" ? std::nullopt : llama3_rule(values, head_size, theta);
+        if (rule) {
+            rope = {{"rope_theta", theta},
+                    {"rope_type", "llama3"},
+                    {"factor", rule->factor},
+                    {"low_freq_factor", rule->low_frequency},
+                    {"high_freq_factor", rule->high_frequency},
+                    {"original_max_position_embeddings", static_cast<std::int64_t>(rule->original_positions)}};
+        } else {
+            reader.complain(fmt::format(
+                "the rotary factors in the tensor {} are not those of Llama 3.1 to 3.3 (rule llama3 with low 1, high 4 "
+                "and 8192 positions)",
+                rotary_factors_name));
+        }
+    }
+    object["rope_parameters"] = rope;
+}
 
 void add_token(const GgufFile& file, nlohmann::json& object, const char* name, const char* key) {
     if (const auto id = file.integer(key)) object[name] = *id;
@@ -189,11 +244,6 @@ nlohmann::json gguf_config(const GgufFile& file) {
     const auto eps = file.number(reader.key("attention.layer_norm_rms_epsilon"));
     if (!eps) reader.complain(fmt::format("`{}` is missing", reader.key("attention.layer_norm_rms_epsilon")));
     object["rms_norm_eps"] = meant_number(eps.value_or(0.0));
-    object["rope_theta"] = file.number(reader.key("rope.freq_base")).value_or(10000.0);
-    const std::string scaling = file.text(reader.key("rope.scaling.type")).value_or("none");
-    if (scaling != "none") {
-        reader.complain(fmt::format("`{}` = {} is not implemented", reader.key("rope.scaling.type"), scaling));
-    }
     // Counts of what a dense model has none of.
     for (const char* none : {"expert_count", "expert_used_count"}) reader.expect(none, 0);
     object["tie_word_embeddings"] = has_tied_head(file);
@@ -208,6 +258,7 @@ nlohmann::json gguf_config(const GgufFile& file) {
     if (tokens && *tokens != vocabulary) {
         reader.complain(fmt::format("{} tokens, but {} rows of token_embd.weight", *tokens, vocabulary));
     }
+    if (!all_there) size["head_dim"] = 0;
     if (all_there) {
         size.try_emplace("head_dim", size["hidden_size"] / size["num_attention_heads"]);
         object["head_dim"] = size["head_dim"];
@@ -221,6 +272,7 @@ nlohmann::json gguf_config(const GgufFile& file) {
             reader.complain(fmt::format("{} layers, but {} tensors", size["num_hidden_layers"], file.tensors().size()));
         }
     }
+    read_rotary(file, reader, size["head_dim"], object);
     reader.finish();
     return object;
 }
@@ -251,7 +303,8 @@ void fill_weights(const GgufFile& file, LlamaWeights& weights) {
         used.insert(stored_name);
     }
     for (const auto& [name, tensor] : file.tensors()) {
-        if (used.contains(name) || (config.tied_head && name == "output.weight")) continue;
+        if (used.contains(name) || (config.tied_head && name == "output.weight") || name == rotary_factors_name)
+            continue;
         throw input_error(
             "{}: tensor {} is not used by a model of the family {}: the model would not be the one that was trained",
             file.path().string(), name, config.family->model_type);

@@ -50,6 +50,28 @@ def stored(array: np.ndarray, kind: FORMATS, rng: np.random.Generator) -> np.nda
     return blocks.reshape(array.shape[0], -1)
 
 
+def add_rotary_rule(writer: gguf.GGUFWriter, rope: dict, head_dim: int) -> None:
+    """A scaled rule as llama.cpp's converter writes it: linear as keys, llama3 as a tensor of factors."""
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] != "llama3":
+        return
+    frequency = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    low = rope["original_max_position_embeddings"] / rope["low_freq_factor"]
+    high = rope["original_max_position_embeddings"] / rope["high_freq_factor"]
+    factors = []
+    for wavelength in (2 * np.pi / frequency).tolist():
+        if wavelength < high or wavelength > low:
+            factors.append(1.0 if wavelength < high else rope["factor"])
+            continue
+        smooth = rope["original_max_position_embeddings"] / wavelength - rope["low_freq_factor"]
+        smooth /= rope["high_freq_factor"] - rope["low_freq_factor"]
+        factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    assert min(factors) == 1.0 and max(factors) == rope["factor"] and any(1 < f < max(factors) for f in factors)
+    writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
+
+
 def write_twins(folder: Path, file: Path, formats: tuple[str, ...], spoil=None) -> Path:
     """Writes `file` from a model folder, its matrices in these formats by turns, and what they became to the folder.
 
@@ -74,6 +96,7 @@ def write_twins(folder: Path, file: Path, formats: tuple[str, ...], spoil=None) 
     writer.add_vocab_size(config["vocab_size"])
     writer.add_bos_token_id(micro.BOS)
     writer.add_eos_token_id(micro.EOS)
+    add_rotary_rule(writer, config["rope_parameters"], head_dim)
     if spoil:
         spoil(writer, family)
     weights, turn = load_file(folder / "model.safetensors"), 0
@@ -140,15 +163,30 @@ def assert_twins(file: Path, folder: Path, data: Path, tmp_path: Path, *words):
     assert finished("info", file).stdout.splitlines()[1:] == finished("info", folder).stdout.splitlines()[1:]
 
 
+# Llama 3.2's, with a theta at which heads of 10 have frequencies of all three kinds.
+SCALED = {
+    "llama3": {
+        "rope_type": "llama3", "rope_theta": 100000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5},
+}  # fmt: skip
+
+
 @needs_program
 @pytest.mark.parametrize("family, formats, rope, words", [
     ("llama", SMALL, "default", ()),
     ("llama", ("F32",), "tied", ("model.precision=fp64",)),
     ("qwen2", ("BF16", "Q8_0"), "default", ("model.precision=bf16",)),
     ("qwen3", ("F16", "Q4_0"), "default", ()),
+    ("llama", ("F16",), "llama3", ()),
+    ("qwen2", ("F32",), "linear", ()),
 ])  # fmt: skip
 def test_a_run_on_the_file_is_the_run_on_a_folder_of_its_weights(family, formats, rope, words, data, tmp_path):
     folder = families.build_family(tmp_path / "model", family, "default")
+    if rope in SCALED:
+        config = json.loads((folder / "config.json").read_text()) | {"rope_parameters": SCALED[rope]}
+        (folder / "config.json").write_text(json.dumps(config))
     if rope == "tied":
         config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
         weights = load_file(folder / "model.safetensors")
@@ -210,7 +248,9 @@ def test_a_converted_file_is_the_same_run(data, tmp_path):
     (lambda w, a: w.add_expert_count(8), ["expert_count` = 8"]),
     (lambda w, a: w.add_uint32(f"{a}.attention.sliding_window", 64), ["llama.attention.sliding_window"]),
     (lambda w, a: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), ["rope.scaling.type` = yarn"]),
-    (lambda w, a: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32)), ["scaled rotary frequencies"]),
+    (lambda w, a: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32)), ["rotary factors in the tensor rope_freqs"]),
+    (lambda w, a: w.add_tensor("rope_freqs.weight", np.array([1, 1, 3.9, 8], np.float32)), ["are not those of Llama 3.1"]),
+    (lambda w, a: w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), ["rope_parameters.factor` is 0"]),
     (lambda w, a: w.add_tensor("blk.0.attn_q.bias", np.ones(40, np.float32)), ["blk.0.attn_q.bias", "not used"]),
     (lambda w, a: w.add_token_list(["x"] * 95), ["95 tokens, but 96 rows"]),
     (lambda w, a: w.kv_data[0].pop(f"{a}.context_length"), ["llama.context_length` is missing"]),
