@@ -44,7 +44,8 @@ AdapterLayout make_adapter_layout(const ModelConfig& config, const std::vector<s
                  .layer = static_cast<int>(layer),
                  .target = target.name,
                  .d_out = widths[target.matrix][0],
-                 .d_in = widths[target.matrix][1]});
+                 .d_in = widths[target.matrix][1],
+                 .ambiguous = target.ambiguous});
         }
     }
     return layout;

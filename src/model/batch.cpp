@@ -17,10 +17,27 @@ at::Tensor to_tensor(const std::vector<T>& values, at::ScalarType dtype, at::Dev
     return tensor.to(device, /*non_blocking=*/true);
 }
 
+/// The class of a sequence, or -1 where it has none (a window of a text whose class stands in another one).
+std::int32_t class_of(const BatchClient& client, const BatchSequence& sequence) {
+    const std::int64_t labels = client.head->shape().labels;
+    std::int32_t label = -1;
+    for (const std::int32_t target : sequence.targets) {
+        if (target < 0) continue;
+        if (label >= 0) throw bug_error("a sequence to classify has two targets, {} and {}", label, target);
+        if (target >= labels) {
+            throw input_error("class {} of a sequence is outside the head's {} labels: prepare the data again", target,
+                              labels);
+        }
+        label = target;
+    }
+    return label;
+}
+
 }  // namespace
 
 TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> clients) {
     const ModelConfig& config = weights.config;
+    const std::int64_t first_position = config.first_position();
     std::vector<std::int64_t> tokens;
     std::vector<std::int32_t> positions;
     std::vector<std::int64_t> loss_rows;
@@ -46,12 +63,17 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
                         "tokenizer; prepare it again with the model's own",
                         token, config.vocab_size);
                 }
-                if (target >= 0) {
+                if (target >= 0 && client.head == nullptr) {
                     loss_rows.push_back(std::ssize(tokens));
                     targets.push_back(target);
                 }
                 tokens.push_back(token);
-                positions.push_back(static_cast<std::int32_t>(i));
+                positions.push_back(static_cast<std::int32_t>(first_position + static_cast<std::int64_t>(i)));
+            }
+            if (const std::int32_t label = client.head == nullptr ? -1 : class_of(client, sequence); label >= 0) {
+                const AttentionSpan& span = batch.spans.back();
+                loss_rows.push_back(config.family->encoder ? span.row0 : span.row0 + span.length - 1);
+                targets.push_back(label);
             }
         }
         const double scale = 1.0 / static_cast<double>(std::max<std::size_t>(1, loss_rows.size() - first_loss));
@@ -88,7 +110,7 @@ TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> 
     if (spare > 0) batch.spans.push_back({.row0 = filled, .length = spare});
     for (std::int64_t i = 0; i < spare; ++i) {
         tokens.push_back(0);
-        positions.push_back(static_cast<std::int32_t>(std::min(i, config.usable_positions() - 1)));
+        positions.push_back(static_cast<std::int32_t>(first_position + std::min(i, config.usable_positions() - 1)));
     }
     const at::TensorOptions options = weights.options();
     const at::Device device = options.device();

@@ -87,7 +87,12 @@ ClassHeadShape class_head_shape(const ModelConfig& config, std::int64_t labels) 
     ClassHeadShape shape;
     shape.labels = labels;
     shape.hidden = config.hidden_size;
-    shape.output_name = "score";
+    const ClassHeadRule& rule = config.family->class_head;
+    shape.dense = !rule.dense.empty();
+    shape.activation = rule.activation;
+    shape.bias = rule.bias;
+    shape.dense_name = rule.dense;
+    shape.output_name = rule.output;
     return shape;
 }
 

@@ -126,16 +126,44 @@ void read_activation(ConfigReader& reader, ModelConfig& config) {
     const char* key = config.family->keys.activation;
     const std::string name =
         reader.present(key) && reader.at(key).is_string() ? reader.at(key).get<std::string>() : std::string();
-    if (name == "gelu") {
+    const std::string_view usual = config.family->activation;
+    if (name == "gelu" || (!reader.present(key) && usual == "gelu")) {
         config.activation = Activation::gelu;
     } else if (name == "relu") {
         config.activation = Activation::relu;
-    } else if (name == "gelu_new" || name == "gelu_pytorch_tanh" ||
-               (!reader.present(key) && config.family->activation == "gelu_new")) {
+    } else if (name == "gelu_new" || name == "gelu_pytorch_tanh" || (!reader.present(key) && usual == "gelu_new")) {
         config.activation = Activation::gelu_tanh;
     } else {
         reader.complain("`{}` = {} is not implemented (only gelu_new, gelu_pytorch_tanh, gelu and relu)", key,
                         reader.present(key) ? reader.at(key).dump() : "missing");
+    }
+}
+
+/// What only encoders have: token types, padding's id.
+void read_encoder(ConfigReader& reader, ModelConfig& config) {
+    const ModelFamily& family = *config.family;
+    if (!family.encoder) return;
+    if (!family.names.token_types.empty()) config.token_types = reader.positive("type_vocab_size");
+    config.pad_id = family.pad_id;
+    if (reader.present("pad_token_id")) {
+        const json& id = reader.at("pad_token_id");
+        const bool token = id.is_number_integer() && id >= 0 && id < config.vocab_size;
+        if (token) config.pad_id = id.get<std::int64_t>();
+        if (!token) reader.complain("`pad_token_id` = {} is no token of the vocabulary", id.dump());
+    }
+    if (config.usable_positions() < 1) {
+        reader.complain("`{}` = {} leaves no position after the padding's {}", family.keys.max_positions,
+                        config.max_positions, config.pad_id);
+    }
+    for (const char* key : {"is_decoder", "is_encoder_decoder"}) {
+        if (reader.flag(key, false)) reader.complain("`{}` = true is not implemented: this family is an encoder", key);
+    }
+    if (reader.present("position_embedding_type") && reader.at("position_embedding_type") != "absolute") {
+        reader.complain("`position_embedding_type` = {} is not implemented (only \"absolute\")",
+                        reader.at("position_embedding_type").dump());
+    }
+    if (reader.present("pruned_heads") && !reader.at("pruned_heads").empty()) {
+        reader.complain("`pruned_heads` = {} is not implemented", reader.at("pruned_heads").dump());
     }
 }
 
@@ -171,11 +199,12 @@ const ModelFamily& family_of(const json& object, const std::string& path) {
     }
     if (object.contains("architectures") && object.at("architectures").is_array()) {
         for (const json& name : object.at("architectures")) {
-            if (name == std::string(family->architecture) || name == "LLaMAForCausalLM") continue;
+            const std::vector<std::string> known = family->read_classes();
+            if (std::ranges::find(known, text(name)) != known.end() || name == "LLaMAForCausalLM") continue;
             throw input_error(
-                "{}: architecture {} of model_type `{}` is not supported: hetlora trains causal language models ({}): "
+                "{}: architecture {} of model_type `{}` is not supported: hetlora reads checkpoints of {}: "
                 "choose one of {} in `model.path` (docs/models.md)",
-                path, name.dump(), type, family->architecture, supported_families());
+                path, name.dump(), type, fmt::join(known, ", "), supported_families());
         }
     }
     return *family;
@@ -191,7 +220,18 @@ std::int64_t ModelConfig::parameters() const {
                                    (family->linear_bias ? up_width() + 2 * hidden_size : 0) +
                                    (family->qk_norm ? 2 * head_size : 0);
     const std::int64_t positions = family->learned_positions ? max_positions * hidden_size : 0;
-    return layers * per_layer + norm + positions + vocab_size * hidden_size * (tied_head ? 1 : 2);
+    const std::int64_t pooler = has_pooler() ? hidden_size * (hidden_size + 1) : 0;
+    // An encoder has no vocabulary's head; its norms end the embedding and the branches: as many as a decoder's.
+    const std::int64_t tables = vocab_size * (tied_head || family->encoder ? 1 : 2) + token_types;
+    return layers * per_layer + norm + positions + pooler + tables * hidden_size;
+}
+
+void check_task(const ModelConfig& config, bool classification) {
+    if (classification || !config.family->encoder) return;
+    throw usage_error(
+        "model.path: a model of family {} is an encoder and has no next tokens to predict: set model.task = "
+        "classification, or choose a causal model",
+        config.family->model_type);
 }
 
 ModelConfig read_model_config(const std::filesystem::path& folder) {
@@ -226,15 +266,16 @@ ModelConfig parse_model_config(const json& object, const std::string& path) {
     config.vocab_size = reader.positive("vocab_size");
     config.hidden_size = reader.positive(keys.hidden_size);
     // GPT-2's may be null, and is this then.
-    config.intermediate_size = reader.positive(keys.intermediate_size, family.gated ? 0 : 4 * config.hidden_size);
+    config.intermediate_size =
+        reader.positive(keys.intermediate_size, family.gated || family.encoder ? 0 : 4 * config.hidden_size);
     config.layers = reader.positive(keys.layers);
     config.heads = reader.positive(keys.heads);
     config.kv_heads = family.learned_positions ? config.heads : reader.positive("num_key_value_heads", config.heads);
     const std::int64_t even_share = std::max<std::int64_t>(1, config.hidden_size / config.heads);
     config.head_size = family.learned_positions ? even_share : reader.positive("head_dim", even_share);
     config.max_positions = reader.positive(keys.max_positions, family.learned_positions ? 0 : 2048);
-    config.rms_eps = reader.number(keys.norm_eps, family.layer_norm ? 1e-5 : 1e-6);
-    config.tied_head = reader.flag("tie_word_embeddings", family.tied_head);
+    config.rms_eps = keys.norm_eps == nullptr ? family.norm_eps : reader.number(keys.norm_eps, family.norm_eps);
+    config.tied_head = !family.encoder && reader.flag("tie_word_embeddings", family.tied_head);
     if (family.learned_positions) {
         if (config.hidden_size % config.heads != 0) {
             reader.complain("`{}` = {} is no multiple of `{}` = {}", keys.hidden_size, config.hidden_size, keys.heads,
@@ -248,6 +289,7 @@ ModelConfig parse_model_config(const json& object, const std::string& path) {
     }
     if (!family.gated) read_activation(reader, config);
     read_tokens(reader, config);
+    read_encoder(reader, config);
     read_window(reader, *config.family, config);
     refuse_unimplemented(reader, *config.family);
     if (config.heads % config.kv_heads != 0) {

@@ -38,10 +38,12 @@ std::string learned_positions_config(const ModelConfig& config, const std::strin
                 {keys.layers, config.layers},
                 {keys.heads, config.heads},
                 {keys.max_positions, config.max_positions},
-                {keys.norm_eps, config.rms_eps},
                 {keys.activation, name_of(config.activation)},
-                {"tie_word_embeddings", config.tied_head},
                 {"torch_dtype", dtype}};
+    if (keys.norm_eps != nullptr) object[keys.norm_eps] = config.rms_eps;
+    if (!family.encoder) object["tie_word_embeddings"] = config.tied_head;
+    if (config.token_types > 0) object["type_vocab_size"] = config.token_types;
+    if (config.pad_id >= 0) object["pad_token_id"] = config.pad_id;
     // The class has ids of its own where nothing is said.
     object["bos_token_id"] = nullptr;
     object["eos_token_id"] = nullptr;

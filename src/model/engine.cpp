@@ -53,12 +53,15 @@ Engine::Engine(LlamaWeights weights, const AdapterLayout& layout, const EngineOp
             changeable_[next++].frozen = linear;
         }
     }
+    if (weights_.pooler_DD.defined()) pooler_ = freeze(weights_.pooler_DD);
+    if (weights_.config.family->encoder) return;
     head_ = FrozenLinear(weights_.head_VD, options.gemm);
     if (options.gemm != GemmPath::mkl && !weights_.config.tied_head) weights_.head_VD = at::Tensor();
 }
 
 std::int64_t Engine::frozen_bytes() const {
-    std::int64_t bytes = head_.bytes();
+    std::int64_t bytes = weights_.config.family->encoder ? 0 : head_.bytes();
+    if (weights_.config.has_pooler()) bytes += pooler_.bytes();
     for (const at::Tensor& table : {weights_.rotary.cos, weights_.rotary.sin, weights_.position_PD}) {
         if (table.defined()) bytes += static_cast<std::int64_t>(table.nbytes());
     }
@@ -136,6 +139,7 @@ RowLosses Engine::evaluate(const TokenBatch& batch) {
 }
 
 at::Tensor Engine::logits(const TokenBatch& batch) {
+    check_task(weights_.config, /*classification=*/false);
     const at::NoGradGuard no_grad;
     reset_arenas();
     const at::Tensor x_ND = forward(batch, {.runs = batch.runs, .dropout = 0.0}, nullptr);
@@ -156,6 +160,7 @@ at::Tensor Engine::forward(const TokenBatch& batch, const LoraPass& pass, std::v
         x_ND.copy_(weights_.embedding_VD.index_select(0, batch.token_N));
     }
     if (weights_.position_PD.defined()) x_ND.add_(weights_.position_PD.index_select(0, batch.position_N));
+    if (weights_.token_type_YD.defined()) x_ND.add_(weights_.token_type_YD.select(0, 0));
     at::Tensor spare_ND;  // where nothing of a layer is kept, two buffers take turns
     for (std::size_t l = 0; l < weights_.layer.size(); ++l) {
         const bool differentiated = saved != nullptr && l >= first_adapted_;
@@ -186,6 +191,7 @@ RowLossTensors Engine::head(const TokenBatch& batch, const at::Tensor& x_ND, at:
     const RowNorm norm{weights_.final_norm_D, weights_.final_norm_bias_D, weights_.config.rms_eps};
     const RowLossTensors losses{.loss_L = arena_.take({L}, at::kDouble), .correct_L = arena_.take({L}, at::kByte)};
     if (L == 0) return losses;
+    check_task(weights_.config, /*classification=*/false);
     const std::int64_t scratch_mark = scratch_.mark();
     at::Tensor rows_LD = scratch_.take({L, D}, residual_dtype_);
     at::Tensor rstd_L = scratch_.take({L}, residual_dtype_);

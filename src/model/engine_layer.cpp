@@ -9,11 +9,13 @@
 namespace hetlora {
 namespace {
 
-/// FLOPs of causal attention's forward: two products over the lower triangle of each sequence.
-double attention_flops(const std::vector<AttentionSpan>& spans, std::int64_t query_width) {
+/// FLOPs of attention's forward: two products over each sequence's pairs, of causal attention over the lower triangle.
+double attention_flops(const std::vector<AttentionSpan>& spans, std::int64_t query_width, bool causal) {
     double pairs = 0.0;
-    for (const auto& span : spans)
-        pairs += 0.5 * static_cast<double>(span.length) * static_cast<double>(span.length + 1);
+    for (const auto& span : spans) {
+        const double length = static_cast<double>(span.length);
+        pairs += causal ? 0.5 * length * (length + 1.0) : length * length;
+    }
     return 4.0 * pairs * static_cast<double>(query_width);
 }
 
@@ -68,6 +70,7 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     const std::int64_t KV = config.kv_width();
     const std::int64_t I = config.intermediate_size;
     const std::int64_t up_first = config.up_width() - I;  // behind the gate, where there is one
+    const bool causal = !config.family->encoder;
     const RowNorm input_norm{layer.input_norm_D, layer.input_norm_bias_D, config.rms_eps};
     const RowNorm mlp_norm{layer.mlp_norm_D, layer.mlp_norm_bias_D, config.rms_eps};
     const std::int64_t scratch_mark = scratch_.mark();
@@ -87,10 +90,16 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
 
     at::Tensor rstd_N = arena_.take({N}, residual_dtype_);
     at::Tensor normed_ND = scratch_.take(x_ND.sizes());
-    {
+    at::Tensor wide_ND = causal ? at::Tensor() : scratch_.take(x_ND.sizes(), residual_dtype_);
+    // What the branch reads (in normed_ND), and what its result is added to: the stream, or an encoder's normed stream.
+    const auto enter_branch = [&](const RowNorm& norm, const at::Tensor& stream_ND, const at::Tensor& rstd) {
         const PartTimer timer(StepPart::norm_rotary);
-        input_norm.forward(x_ND, normed_ND, rstd_N);
-    }
+        norm.forward(stream_ND, causal ? normed_ND : wide_ND, rstd);
+        if (causal) return stream_ND;
+        normed_ND.copy_(wide_ND);
+        return wide_ND;
+    };
+    const at::Tensor attention_residual_ND = enter_branch(input_norm, x_ND, rstd_N);
     at::Tensor qkv_NX;
     {
         const PartTimer timer(StepPart::frozen_gemm, frozen.qkv.flops(N));
@@ -116,24 +125,21 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     at::Tensor attended_NQ = arena_.take({N, Q});
     at::Tensor lse_NH = arena_.take({N, config.heads}, residual_dtype_);
     if (batch.cache == nullptr) {
-        const PartTimer timer(StepPart::attention, attention_flops(batch.spans, Q));
-        ops::attention(q, k, v, config.heads, config.kv_heads, batch.spans, attended_NQ, lse_NH, batch.place_N);
+        const PartTimer timer(StepPart::attention, attention_flops(batch.spans, Q, causal));
+        ops::attention(q, k, v, config.heads, config.kv_heads, batch.spans, attended_NQ, lse_NH, batch.place_N, causal);
     } else {
         cached_attention(*batch.cache, l, q, k, v, config, batch.spans, attended_NQ);
     }
     at::Tensor middle_ND;
     {
         const PartTimer timer(StepPart::frozen_gemm, frozen.o.flops(N));
-        middle_ND = frozen.o.forward_add(attended_NQ, x_ND, arena_);
+        middle_ND = frozen.o.forward_add(attended_NQ, attention_residual_ND, arena_);
     }
     if (layer.o_bias_D.defined()) middle_ND.add_(layer.o_bias_D);
     adapt({o_proj}, attended_NQ, {middle_ND});
 
     at::Tensor middle_rstd_N = arena_.take({N}, residual_dtype_);
-    {
-        const PartTimer timer(StepPart::norm_rotary);
-        mlp_norm.forward(middle_ND, normed_ND, middle_rstd_N);
-    }
+    const at::Tensor mlp_residual_ND = enter_branch(mlp_norm, middle_ND, middle_rstd_N);
     at::Tensor gate_up_N2I;
     {
         const PartTimer timer(StepPart::frozen_gemm, frozen.gate_up.flops(N));
@@ -145,7 +151,7 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     at::Tensor out_ND;
     {
         const PartTimer timer(StepPart::frozen_gemm, frozen.down.flops(N));
-        out_ND = frozen.down.forward_add(product_NI, middle_ND, arena_);
+        out_ND = frozen.down.forward_add(product_NI, mlp_residual_ND, arena_);
     }
     if (layer.down_bias_D.defined()) out_ND.add_(layer.down_bias_D);
     adapt({down_proj}, product_NI, {out_ND});
@@ -176,6 +182,7 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
     const std::int64_t KV = config.kv_width();
     const std::int64_t I = config.intermediate_size;
     const std::int64_t up_first = config.up_width() - I;  // behind the gate, where there is one
+    const bool causal = !config.family->encoder;
     const RowNorm input_norm{layer.input_norm_D, layer.input_norm_bias_D, config.rms_eps};
     const RowNorm mlp_norm{layer.mlp_norm_D, layer.mlp_norm_bias_D, config.rms_eps};
     const std::int64_t scratch_mark = scratch_.mark();
@@ -203,13 +210,20 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
         norm.forward(x, normed_ND, {});
         return normed_ND;
     };
-    const auto norm_backward = [&](const RowNorm& norm, const at::Tensor& dy, const at::Tensor& x,
+    /// dx, the gradient of a branch's sum, becomes that of the stream before the branch; d_normed is the branch's
+    /// share.
+    const auto norm_backward = [&](const RowNorm& norm, const at::Tensor& d_normed, const at::Tensor& x,
                                    const at::Tensor& rstd) {
         const PartTimer timer(StepPart::norm_rotary);
-        norm.backward(dy, x, rstd, dx_ND);
+        if (causal) return norm.backward(d_normed, x, rstd, dx_ND);
+        at::Tensor d_both_ND = scratch_.take(dx_ND.sizes(), residual_dtype_);  // branch and residual read the normed x
+        ops::add(dx_ND, d_normed, d_both_ND);
+        dx_ND.zero_();
+        norm.backward(d_both_ND, x, rstd, dx_ND);
     };
 
-    // Feed-forward: out = middle + down(silu(gate) * up), or down(activation(up))
+    // Feed-forward: out = middle + down(silu(gate) * up), or down(activation(up)); an encoder's middle is the normed
+    // one
     {
         const at::Tensor dx_narrow = as(dx_ND, activation_dtype_);
         const at::Tensor d_product_NI = through(frozen.down, dx_narrow);
@@ -243,11 +257,11 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
         return which == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (which - 1) * KV, KV);
     };
     {
-        const PartTimer timer(StepPart::attention, 2.5 * attention_flops(batch.spans, Q));
+        const PartTimer timer(StepPart::attention, 2.5 * attention_flops(batch.spans, Q, causal));
         ops::attention_backward(part(saved.qkv_NX, 0), part(saved.qkv_NX, 1), part(saved.qkv_NX, 2), config.heads,
                                 config.kv_heads, batch.spans, saved.attended_NQ, saved.lse_NH, d_attended_NQ,
-                                {.q = part(d_qkv_NX, 0), .k = part(d_qkv_NX, 1), .v = part(d_qkv_NX, 2)},
-                                batch.place_N);
+                                {.q = part(d_qkv_NX, 0), .k = part(d_qkv_NX, 1), .v = part(d_qkv_NX, 2)}, batch.place_N,
+                                causal);
     }
     {
         const PartTimer timer(StepPart::norm_rotary);

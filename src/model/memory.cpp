@@ -23,13 +23,15 @@ EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layou
     const std::int64_t saved =
         activation * (X + Q + up) + head_norms + residual * (2 * D + config.heads + 2 + targets * geometry.lora_width);
     const std::int64_t kept = geometry.recompute ? layers * residual * D + saved : layers * saved;
-    const std::int64_t temporary = activation * (2 * I + up + 2 * D + X) + residual * (2 * D);
+    const std::int64_t temporary = activation * (2 * I + up + 2 * D + X) + residual * (2 * D) +
+                                   (config.family->encoder ? residual * 2 * D : 0);  // normed streams in full precision
     EngineMemory memory;
     memory.bytes_per_row = kept + temporary + 3 * residual * D;
-    memory.fixed_bytes = 2 * head_chunk_rows * config.vocab_size * activation + (std::int64_t{64} << 20);
+    const std::int64_t logits = config.family->encoder ? 0 : 2 * head_chunk_rows * config.vocab_size * activation;
+    memory.fixed_bytes = logits + (std::int64_t{64} << 20);
     const std::int64_t embedding = config.vocab_size * D;
-    const std::int64_t matrices = config.layers * (X * D + D * Q + (up + I) * D);
-    const bool own_copies = geometry.frozen_copies != 1.0 || !config.tied_head;
+    const std::int64_t matrices = config.layers * (X * D + D * Q + (up + I) * D) + (config.has_pooler() ? D * D : 0);
+    const bool own_copies = !config.family->encoder && (geometry.frozen_copies != 1.0 || !config.tied_head);
     memory.frozen_bytes =
         activation *
             (embedding + static_cast<std::int64_t>(geometry.frozen_copies *

@@ -32,7 +32,7 @@ at::Tensor rotate(const at::Tensor& x, const ops::RotaryTable& table) {
 
 }  // namespace
 
-at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token_ST, const AdapterLayout& layout,
+at::Tensor reference_hidden(const LlamaWeights& weights, const at::Tensor& token_ST, const AdapterLayout& layout,
                             const ReferenceAdapter* adapter, double scale) {
     const ModelConfig& config = weights.config;
     const ModelFamily& family = *config.family;
@@ -55,10 +55,12 @@ at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token
     const std::int64_t KV = config.kv_width();
     const std::int64_t I = config.intermediate_size;
     at::Tensor x = at::embedding(weights.embedding_VD, token_ST);
-    if (family.learned_positions) x = x + weights.position_PD.narrow(0, 0, T);
+    if (family.learned_positions) x = x + weights.position_PD.narrow(0, config.first_position(), T);
+    if (weights.token_type_YD.defined()) x = x + weights.token_type_YD[0];
     for (std::size_t l = 0; l < weights.layer.size(); ++l) {
         const LayerWeights& layer = weights.layer[l];
         at::Tensor h = norm(x, layer.input_norm_D, config.rms_eps, layer.input_norm_bias_D);
+        if (family.encoder) x = h;  // the residual is the normed stream
         // One matrix with one adapter, or the three parts of the stack with one each.
         const at::Tensor fused =
             family.fused_qkv() ? linear(h, layer.qkv_XD, l, qkv_proj) + layer.qkv_bias_X : at::Tensor();
@@ -85,10 +87,11 @@ at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token
         k = k.repeat_interleave(repeat, 2).transpose(1, 2);
         v = v.repeat_interleave(repeat, 2).transpose(1, 2);
         at::Tensor scores = at::matmul(q, k.transpose(2, 3)) / std::sqrt(static_cast<double>(config.head_size));
-        scores = scores.masked_fill(future, -std::numeric_limits<double>::infinity());
+        if (!family.encoder) scores = scores.masked_fill(future, -std::numeric_limits<double>::infinity());
         const at::Tensor attended = at::matmul(at::softmax(scores, -1), v).transpose(1, 2).flatten(2);
         x = plus(x + linear(attended, layer.o_DX, l, o_proj), layer.o_bias_D);
         h = norm(x, layer.mlp_norm_D, config.rms_eps, layer.mlp_norm_bias_D);
+        if (family.encoder) x = h;
         at::Tensor inner;
         if (family.gated) {
             const at::Tensor gate = linear(h, layer.gate_up_ID.narrow(0, 0, I), l, gate_proj);
@@ -98,8 +101,29 @@ at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token
         }
         x = plus(x + linear(inner, layer.down_DI, l, down_proj), layer.down_bias_D);
     }
-    x = norm(x, weights.final_norm_D, config.rms_eps, weights.final_norm_bias_D);
-    return at::matmul(x, weights.head_VD.t());
+    return norm(x, weights.final_norm_D, config.rms_eps, weights.final_norm_bias_D);
+}
+
+at::Tensor reference_class_logits(const LlamaWeights& weights, const at::Tensor& hidden_STD,
+                                  const ClassHeadShape& shape, const at::Tensor& head_P) {
+    std::vector<at::Tensor> parts;
+    for (const ClassHeadPart& part : shape.parts()) {
+        const at::Tensor values = head_P.narrow(0, part.first, part.values());
+        parts.push_back(part.columns == 0 ? values : values.view({part.rows, part.columns}));
+    }
+    at::Tensor x = hidden_STD.select(1, weights.config.family->encoder ? 0 : hidden_STD.size(1) - 1);
+    if (weights.pooler_DD.defined()) x = at::tanh(at::linear(x, weights.pooler_DD, weights.pooler_bias_D));
+    if (shape.dense) x = at::linear(x, parts[0], parts[1]);
+    if (shape.activation == HeadActivation::tanh) x = at::tanh(x);
+    if (shape.activation == HeadActivation::relu) x = at::relu(x);
+    const std::size_t output = shape.dense ? 2 : 0;
+    return at::linear(x, parts[output], shape.bias ? std::optional<at::Tensor>(parts[output + 1]) : std::nullopt);
+}
+
+at::Tensor reference_logits(const LlamaWeights& weights, const at::Tensor& token_ST, const AdapterLayout& layout,
+                            const ReferenceAdapter* adapter, double scale) {
+    check_task(weights.config, /*classification=*/false);
+    return at::matmul(reference_hidden(weights, token_ST, layout, adapter, scale), weights.head_VD.t());
 }
 
 }  // namespace hetlora

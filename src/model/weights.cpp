@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
@@ -29,6 +30,40 @@ at::ScalarType scalar_type_of(const TensorInfo& info, const std::filesystem::pat
 bool is_recomputed_buffer(const std::string& name) {
     return name.ends_with("rotary_emb.inv_freq") || name.ends_with(".attn.bias") ||
            name.ends_with(".attn.masked_bias");  // GPT-2's causal masks
+}
+
+/// Parts of an encoder's checkpoint that stand on the body or beside it, which classification does not read.
+bool stands_beside_encoder(const ModelFamily& family, std::string_view name) {
+    if (!family.encoder) return false;
+    constexpr std::string_view heads[] = {
+        "cls.",        "lm_head.",        "vocab_transform.", "vocab_layer_norm.", "vocab_projector.",
+        "qa_outputs.", "pre_classifier.", "classifier."};
+    if (std::ranges::any_of(heads, [&](std::string_view head) { return name.starts_with(head); })) return true;
+    if (name.starts_with(family.prefix)) name.remove_prefix(family.prefix.size());
+    if (name == "embeddings.position_ids" || name == "embeddings.token_type_ids") return true;
+    return family.names.pooler.empty() && name.starts_with("pooler.dense.");
+}
+
+bool is_pooler(const ModelFamily& family, std::string_view name) {
+    return !family.names.pooler.empty() && name.starts_with(family.prefix) &&
+           name.substr(family.prefix.size()).starts_with(family.names.pooler);
+}
+
+/// The name under which a checkpoint has this tensor (itself where it has it under none): old encoders call a norm's
+/// weight gamma and its bias beta, and some checkpoints are of the bare body, without the prefix.
+std::string stored_name(const CheckpointFolder& checkpoint, const ModelFamily& family, const std::string& name) {
+    std::vector<std::string> known{name};
+    constexpr std::string_view weight = "LayerNorm.weight";
+    constexpr std::string_view bias = "LayerNorm.bias";
+    if (family.encoder && name.ends_with(weight))
+        known.push_back(name.substr(0, name.size() - weight.size()) + "LayerNorm.gamma");
+    if (family.encoder && name.ends_with(bias))
+        known.push_back(name.substr(0, name.size() - bias.size()) + "LayerNorm.beta");
+    for (std::size_t i = 0, given = known.size(); family.base_prefix_optional && i < given; ++i) {
+        if (known[i].starts_with(family.prefix)) known.push_back(known[i].substr(family.prefix.size()));
+    }
+    const auto found = std::ranges::find_if(known, [&](const std::string& one) { return checkpoint.contains(one); });
+    return found == known.end() ? name : *found;
 }
 
 LlamaWeights allocate_in_huge_pages(const ModelConfig& config, const at::TensorOptions& options) {
@@ -64,11 +99,19 @@ std::vector<NamedWeight> named_weights(const LlamaWeights& weights) {
     };
     add(names.embedding, "weight", weights.embedding_VD);
     add(names.positions, "weight", weights.position_PD);
+    add(names.token_types, "weight", weights.token_type_YD);
+    const auto add_norm = [&](std::string_view module, const at::Tensor& weight_D, const at::Tensor& bias_D) {
+        add(module, "weight", weight_D);
+        add(module, "bias", bias_D);
+    };
+    if (family.encoder) {
+        const LayerWeights& first = weights.layer.front();
+        add_norm(names.embedding_norm, first.input_norm_D, first.input_norm_bias_D);
+    }
     for (std::size_t l = 0; l < weights.layer.size(); ++l) {
         const LayerWeights& layer = weights.layer[l];
         prefix = fmt::format("{}{}{}.", model, names.layer, l);
-        add(names.attention_norm, "weight", layer.input_norm_D);
-        add(names.attention_norm, "bias", layer.input_norm_bias_D);
+        if (!family.encoder) add_norm(names.attention_norm, layer.input_norm_D, layer.input_norm_bias_D);
         add_matrix(q_proj, layer.qkv_XD.narrow(0, 0, q));
         add_matrix(k_proj, layer.qkv_XD.narrow(0, q, kv));
         add_matrix(v_proj, layer.qkv_XD.narrow(0, q + kv, kv));
@@ -83,18 +126,22 @@ std::vector<NamedWeight> named_weights(const LlamaWeights& weights) {
             all.push_back({prefix + "self_attn.q_norm.weight", layer.q_norm_E});
             all.push_back({prefix + "self_attn.k_norm.weight", layer.k_norm_E});
         }
-        add(names.mlp_norm, "weight", layer.mlp_norm_D);
-        add(names.mlp_norm, "bias", layer.mlp_norm_bias_D);
+        add_norm(family.encoder ? names.attention_norm : names.mlp_norm, layer.mlp_norm_D, layer.mlp_norm_bias_D);
         if (family.gated) add_matrix(gate_proj, layer.gate_up_ID.narrow(0, 0, width));
         add_matrix(up_proj, layer.gate_up_ID.narrow(0, family.gated ? width : 0, width));
         add(names.matrix[up_proj], "bias", layer.up_bias_I);
         add_matrix(down_proj, layer.down_DI);
         add(names.matrix[down_proj], "bias", layer.down_bias_D);
+        if (!family.encoder) continue;
+        const bool last = l + 1 == weights.layer.size();
+        add_norm(names.mlp_norm, last ? weights.final_norm_D : weights.layer[l + 1].input_norm_D,
+                 last ? weights.final_norm_bias_D : weights.layer[l + 1].input_norm_bias_D);
     }
     prefix = model;
-    add(names.final_norm, "weight", weights.final_norm_D);
-    add(names.final_norm, "bias", weights.final_norm_bias_D);
-    if (!config.tied_head) all.push_back({"lm_head.weight", weights.head_VD});
+    add_norm(names.final_norm, weights.final_norm_D, weights.final_norm_bias_D);
+    add(names.pooler, "weight", weights.pooler_DD);
+    add(names.pooler, "bias", weights.pooler_bias_D);
+    if (!config.tied_head && !family.encoder) all.push_back({"lm_head.weight", weights.head_VD});
     return all;
 }
 
@@ -130,7 +177,14 @@ LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions
     }
     weights.final_norm_D = at::empty({D}, wide);
     if (family.layer_norm) weights.final_norm_bias_D = at::empty({D}, wide);
-    weights.head_VD = config.tied_head ? weights.embedding_VD : at::empty({config.vocab_size, D}, options);
+    if (!family.encoder) {
+        weights.head_VD = config.tied_head ? weights.embedding_VD : at::empty({config.vocab_size, D}, options);
+    }
+    if (config.token_types > 0) weights.token_type_YD = at::empty({config.token_types, D}, options);
+    if (config.has_pooler()) {
+        weights.pooler_DD = at::empty({D, D}, options);
+        weights.pooler_bias_D = at::empty({D}, wide);
+    }
     if (family.learned_positions) {
         weights.position_PD = at::empty({config.max_positions, D}, options);
         return weights;
@@ -153,10 +207,13 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
     LlamaWeights weights = allocate_in_huge_pages(config, options);
     std::set<std::string> used;
     for (const auto& [full_name, tensor] : named_weights(weights)) {
-        const std::string_view prefix = config.family->prefix;
-        const bool bare = config.family->base_prefix_optional && !checkpoint.contains(full_name) &&
-                          full_name.starts_with(prefix) && checkpoint.contains(full_name.substr(prefix.size()));
-        const std::string name = bare ? full_name.substr(prefix.size()) : full_name;
+        const std::string name = stored_name(checkpoint, *config.family, full_name);
+        if (!checkpoint.contains(name) && is_pooler(*config.family, name)) {
+            throw input_error(
+                "{}: tensor {} is missing: this checkpoint was saved without its pooler, which stays frozen here; take "
+                "one that has it, or let transformers start one (AutoModel.from_pretrained(...).save_pretrained(...))",
+                folder.string(), name);
+        }
         if (!checkpoint.contains(name)) {
             throw input_error(
                 "{}: tensor {} is missing: config.json promises {} layers; the checkpoint is incomplete or belongs "
@@ -186,7 +243,7 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
         used.insert(name);
     }
     for (const auto& name : checkpoint.names()) {
-        if (used.contains(name) || is_recomputed_buffer(name)) continue;
+        if (used.contains(name) || is_recomputed_buffer(name) || stands_beside_encoder(*config.family, name)) continue;
         if (config.tied_head && name == "lm_head.weight") continue;  // some exporters store the tied head a second time
         throw input_error(
             "{}: tensor {} is not used by a model of this config.json: the model would not be the one that was "

@@ -66,7 +66,8 @@ void write_tensors(const fs::path& path, const AdapterLayout& layout, std::span<
 std::string adapter_config(const AdapterLayout& layout, const AdapterExport& about) {
     std::vector<std::string> targets;
     for (const AdaptedMatrix& matrix : layout.matrices) {
-        if (std::ranges::find(targets, matrix.target) == targets.end()) targets.push_back(matrix.target);
+        const std::string& target = matrix.ambiguous ? matrix.name : matrix.target;
+        if (std::ranges::find(targets, target) == targets.end()) targets.push_back(target);
     }
     const double alpha = about.scale * static_cast<double>(about.lora_rank);
     Json config;

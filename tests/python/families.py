@@ -11,7 +11,9 @@ import micro
 import torch
 
 TABLE = Path(__file__).resolve().parents[2] / "src" / "model" / "families.cpp"
-FAMILIES = re.findall(r'\.model_type = "([^"]+)"', TABLE.read_text())
+#: rows that predict next tokens
+FAMILIES = re.findall(r'(?<!encoder\()\{\.model_type = "([^"]+)"', TABLE.read_text())
+ENCODERS = re.findall(r'encoder\(\{\.model_type = "([^"]+)"', TABLE.read_text())
 
 #: rotary rule -> what transformers 5 calls rope_parameters; the three ranges of llama3 all occur at these positions
 ROPE = {
@@ -31,6 +33,29 @@ OWN_KEYS = {
         "activation_function": "gelu_new",
     },
 }  # fmt: skip
+
+
+#: sizes of small encoders, as each calls them; RoBERTa's positions begin after the padding's
+SMALL_BERT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 256, "layer_norm_eps": 1e-7,
+}  # fmt: skip
+ENCODER_KEYS = {
+    "bert": SMALL_BERT,
+    "distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 256},
+    "roberta": SMALL_BERT | {"max_position_embeddings": 258, "type_vocab_size": 1},
+}
+
+
+def build_encoder(folder: Path, family: str, labels: int, seed: int = 0) -> Path:
+    """Writes a random encoder with a classification head (vocab 96, hidden 32, 2 layers) in which every part shows."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.for_model(
+        family, vocab_size=micro.VOCAB_SIZE, initializer_range=0.18, num_labels=labels, **ENCODER_KEYS[family]
+    )
+    torch.manual_seed(seed)
+    return _write(folder, AutoModelForSequenceClassification.from_config(config))
 
 
 def build_family(folder: Path, family: str, rope: str = "default", seed: int = 0) -> Path:
@@ -64,11 +89,14 @@ def _save(folder: Path, config, seed: int) -> Path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    return _write(folder, AutoModelForCausalLM.from_config(config))
+
+
+def _write(folder: Path, model) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(
-                ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+                ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight", "LayerNorm.weight")
             ):  # all ones would hide a forgotten norm weight
                 parameter.copy_(1.0 + 0.2 * torch.randn_like(parameter))
             elif name.endswith(".bias"):

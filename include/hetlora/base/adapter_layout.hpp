@@ -20,6 +20,7 @@ struct AdaptedMatrix {
     std::string target;  ///< "q_proj", ...
     std::int64_t d_out = 0;
     std::int64_t d_in = 0;
+    bool ambiguous = false;  ///< another module's name ends in `target`, too: peft needs the whole name
 };
 
 /// All adapted matrices of a model, ordered by layer, then q, k, v, o, gate, up, down.

@@ -9,7 +9,8 @@
 
 namespace hetlora {
 
-/// One sequence: inputs, and for each the token that follows (-1: carries no loss).
+/// One sequence: inputs, and for each the token that follows (-1: carries no loss). Classification: one target, the
+/// sequence's class, on whatever row; it is the pooled row's, an encoder's first and a decoder's last.
 struct BatchSequence {
     std::span<const std::int32_t> inputs;
     std::span<const std::int32_t> targets;
@@ -29,7 +30,8 @@ struct BatchClient {
 /// Rows in the order given. Consecutive clients of one group with consecutive indices and equally many rows share a
 /// run. Rows that belong to nobody and carry no loss fill the last block of gemm_row_block rows.
 /// The loss of a client's rows is weighted by 1 / (its own number of loss tokens).
-/// @throws Error (input) for a sequence longer than the model's positions or a token outside the vocabulary
+/// @throws Error (input) for a sequence longer than the model's positions, a token outside the vocabulary or a class
+///         outside the head's; (bug) for a sequence with two classes
 [[nodiscard]] TokenBatch make_batch(const LlamaWeights& weights, std::span<const BatchClient> clients);
 
 }  // namespace hetlora

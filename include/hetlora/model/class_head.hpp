@@ -18,9 +18,6 @@
 
 namespace hetlora {
 
-/// The function between the dense part and the output.
-enum class HeadActivation : int { none, tanh, relu };
-
 /// A tensor of the head, as checkpoints of the family name it, and where it lies in the head's values.
 struct ClassHeadPart {
     std::string name;  ///< e.g. "score.weight"
@@ -46,7 +43,8 @@ struct ClassHeadShape {
     [[nodiscard]] std::vector<std::string> modules() const;
 };
 
-/// The head that transformers' ForSequenceClassification class of this family has.
+/// The head that transformers' ForSequenceClassification class of this family has; all of it is trained (peft by itself
+/// keeps DistilBERT's pre_classifier frozen). BERT's pooler is no part of it: it is frozen, as the base.
 /// @throws Error (usage) for fewer than two labels
 [[nodiscard]] ClassHeadShape class_head_shape(const ModelConfig& config, std::int64_t labels);
 

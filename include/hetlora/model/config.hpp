@@ -1,5 +1,5 @@
-// The architecture of a causal language model of one of the families (families.hpp), read from a Hugging Face
-// `config.json`.
+// The architecture of a causal language model or encoder of one of the families (families.hpp), read from a Hugging
+// Face `config.json`.
 #pragma once
 
 #include <cstdint>
@@ -32,18 +32,24 @@ struct ModelConfig {
     double rms_eps = 1e-6;                          ///< of RMSNorm or LayerNorm
     Activation activation = Activation::gelu_tanh;  ///< of a feed-forward without a gate
     bool tied_head = false;
+    std::int64_t token_types = 0;       ///< rows of the table of token types; 0: the model has none
+    std::int64_t pad_id = -1;           ///< of encoders; -1: none
     std::int64_t bos_id = -1;           ///< -1: none
     std::vector<std::int64_t> eos_ids;  ///< generation stops at any of them
 
+    /// Position of a sequence's first token: RoBERTa's begin after the padding's.
+    [[nodiscard]] std::int64_t first_position() const { return family->positions_after_padding ? pad_id + 1 : 0; }
     /// Tokens that a sequence may have. Attention is full: no sequence may be longer than a sliding window.
     [[nodiscard]] std::int64_t usable_positions() const {
-        return sliding_window > 0 && sliding_window < max_positions ? sliding_window : max_positions;
+        const std::int64_t positions = max_positions - first_position();
+        return sliding_window > 0 && sliding_window < positions ? sliding_window : positions;
     }
+    [[nodiscard]] bool has_pooler() const { return !family->names.pooler.empty(); }
     [[nodiscard]] std::int64_t query_width() const { return heads * head_size; }
     [[nodiscard]] std::int64_t kv_width() const { return kv_heads * head_size; }
     /// Columns of the feed-forward's first product: gate and up side by side, or up alone.
     [[nodiscard]] std::int64_t up_width() const { return (family->gated ? 2 : 1) * intermediate_size; }
-    /// Parameters of the whole model (a tied head counts once).
+    /// Parameters of the whole model (a tied head counts once, a classification head not).
     [[nodiscard]] std::int64_t parameters() const;
 };
 
@@ -52,6 +58,9 @@ struct ModelConfig {
 /// @throws Error (input) for a missing or malformed file, another family, and every feature that is not implemented
 ///         (other rotary rules, experts, another activation, ...), all of them named.
 [[nodiscard]] ModelConfig read_model_config(const std::filesystem::path& folder);
+
+/// @throws Error (usage) for an encoder that is asked to predict next tokens; every model can classify
+void check_task(const ModelConfig& config, bool classification);
 
 /// config.json text for this model, as transformers 4 and 5 read it.
 [[nodiscard]] std::string write_model_config(const ModelConfig& config, const std::string& dtype);

@@ -1,8 +1,11 @@
-// The training step of a pack: forward and explicit backward of a frozen causal model over flat token rows.
+// The training step of a pack: forward and explicit backward of a frozen model over flat token rows.
 //
 // Sequences of many clients lie one after another; every frozen matrix is passed once, as one GEMM over all rows. The
 // backward is written out: no gradient of a frozen weight is ever formed, it stops at the first adapted layer, and the
 // head runs only on rows that carry loss, in chunks. Autograd over model/reference.hpp is its oracle in the tests.
+//
+// A decoder's branch b adds to the stream as it is, x + b(norm(x)); an encoder's adds to the normed one, norm(x) +
+// b(norm(x)), so that both orders of norm and branch are the same sequence of norms and products (weights.hpp).
 //
 // Two dtypes: activations and frozen matrices have the embedding's (float32, float64 or bfloat16); the residual stream,
 // adapters, gradients, optimiser and losses have the norms' (float32 beside bfloat16, else the same).
@@ -101,6 +104,7 @@ public:
     /// Forward only; runs without adapters (an empty list) evaluate the base.
     [[nodiscard]] RowLosses evaluate(const TokenBatch& batch);
     /// Logits [L, V] of the batch's loss rows (target_L and row_scale_L are not read).
+    /// @throws Error (usage), as train() and evaluate() without class heads, for an encoder
     [[nodiscard]] at::Tensor logits(const TokenBatch& batch);
     /// The same of the batch's class_heads: [L, K]. @pre there are some, all of one shape
     [[nodiscard]] at::Tensor class_logits(const TokenBatch& batch);
@@ -153,6 +157,15 @@ private:
     [[nodiscard]] RowLossTensors head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
     /// head() with batch.class_heads.
     [[nodiscard]] RowLossTensors class_head(const TokenBatch& batch, const at::Tensor& x_ND, at::Tensor dx_ND);
+    /// What the heads read of the batch's loss rows: after the final norm and the pooler, where there is one.
+    struct PooledRows {
+        at::Tensor rows_LD;    // of the residual stream
+        at::Tensor rstd_L;     // of the final norm
+        at::Tensor pooled_LD;  // in the residual stream's dtype
+    };
+    [[nodiscard]] PooledRows pooled_rows(const TokenBatch& batch, const at::Tensor& x_ND);
+    /// The gradient with respect to the rows of the residual stream.
+    [[nodiscard]] at::Tensor pooled_rows_backward(const PooledRows& rows, const at::Tensor& d_pooled_LD);
     /// The tensor in another dtype (itself where it has it), as a temporary.
     [[nodiscard]] at::Tensor as(const at::Tensor& x, at::ScalarType dtype);
     [[nodiscard]] bool adapted(std::size_t l, std::initializer_list<int> targets) const;
@@ -162,7 +175,8 @@ private:
     AdapterLayout layout_;
     EngineOptions options_;
     std::vector<FrozenLayer> frozen_;
-    FrozenLinear head_;
+    FrozenLinear head_;                        // the vocabulary's; of decoders only
+    FrozenLinear pooler_;                      // of families that have one
     std::vector<std::vector<int>> placement_;  // [layer][LayerMatrix] -> matrix or -1
     std::size_t first_adapted_ = 0;
     at::ScalarType residual_dtype_;

@@ -30,16 +30,22 @@ struct LayerWeights {
     at::Tensor up_bias_I;  ///< in the matrices' dtype
 };
 
+/// Encoders normalise after each branch's residual addition. They are kept in the order of the others: a layer's input
+/// norm is the one that ends the layer before it (the first layer's: the embedding's), the norm before the feed-forward
+/// is the one that ends attention, and the final norm is the one that ends the last layer.
 struct LlamaWeights {
     ModelConfig config;
     at::Tensor embedding_VD;
     std::vector<LayerWeights> layer;
     at::Tensor final_norm_D;
-    at::Tensor head_VD;       ///< the same tensor as embedding_VD where the head is tied
+    at::Tensor head_VD;       ///< the same tensor as embedding_VD where the head is tied; undefined in encoders
     ops::RotaryTable rotary;  ///< undefined where positions are learned
     // Of some families only, else undefined:
     at::Tensor position_PD;  ///< learned positions, added to the embedding
     at::Tensor final_norm_bias_D;
+    at::Tensor token_type_YD;  ///< its first row is added to every embedding
+    at::Tensor pooler_DD;
+    at::Tensor pooler_bias_D;  ///< in the norms' dtype
 
     /// Of the residual stream and the adapters: float32 beside bfloat16 matrices, else the matrices' own dtype.
     [[nodiscard]] at::TensorOptions options() const { return final_norm_D.options(); }
