@@ -233,6 +233,7 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
     ModelConfig config;
     agree(transport, "reading model and data", [&] {
         config = read_model_config(settings.model.path);
+        check_task(config, settings.model.task == Task::classification);
         experiment.layout = make_adapter_layout(config, settings.lora.targets);
         check_lora_rank(experiment.layout, settings.lora.rank_max);
         if (settings.data.sequence_length > config.usable_positions()) {
@@ -325,7 +326,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     return fmt::format(
         "{} {}: {} rounds, {} of {} clients a round, strategy {}\n"
         "  model     {} ({} parameters, {} layers, width {}), {}\n"
-        "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} loss tokens of held-out "
+        "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} {} of held-out "
         "clients\n"
         "  partition {}, hash {}\n"
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
@@ -338,8 +339,9 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
         name_of(settings.model.precision), settings.data.path.filename().string(), population.size(), eligible,
         settings.data.sequence_length, human_count(static_cast<double>(evaluation_tokens)),
-        describe_partition(settings), experiment.partition_sha256.substr(0, 12), experiment.layout.matrices.size(),
-        histogram.begin()->first, histogram.rbegin()->first, name_of(settings.lora.rank_distribution), mean_rank, ranks,
+        experiment.head ? "texts" : "loss tokens", describe_partition(settings),
+        experiment.partition_sha256.substr(0, 12), experiment.layout.matrices.size(), histogram.begin()->first,
+        histogram.rbegin()->first, name_of(settings.lora.rank_distribution), mean_rank, ranks,
         human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max,
         experiment.plugin ? fmt::format("  plugin    {}\n", experiment.plugin->describe()) : std::string(),
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),

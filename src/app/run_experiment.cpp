@@ -285,7 +285,8 @@ private:
                             .total = experiment_.settings.experiment.rounds,
                             .train_loss = row.train_loss,
                             .eval_loss = row.eval_loss,
-                            .tokens_per_s = static_cast<double>(row.tokens) / row.t_round_s});
+                            .tokens_per_s = static_cast<double>(row.tokens) / row.t_round_s,
+                            .tokens = experiment_.head ? "texts" : "tokens"});
     }
 
     /// After a complete round: a checkpoint where one is due, else a copy in memory, for a stop.

@@ -126,6 +126,7 @@ std::string closing_table(const Experiment& experiment, const RoundRow& first, c
         rank_after += static_cast<double>(experiment.population->lora_rank(client));
     }
     const auto n = static_cast<double>(experiment.population->eligible().size());
+    const bool labels = experiment.settings.model.task == Task::classification;
     std::string more;
     const auto metrics = extra_metrics(experiment.settings);
     for (std::size_t i = 0; i < metrics.size(); ++i) {
@@ -137,14 +138,15 @@ std::string closing_table(const Experiment& experiment, const RoundRow& first, c
     }
     return fmt::format(
         "\n                       before      after\n"
-        "  perplexity       {:>10.3f} {:>10.3f}\n"
+        "  {:<16} {:>10.3f} {:>10.3f}\n"
         "  accuracy         {:>10.4f} {:>10.4f}\n"
         "{}"
         "  mean lora_rank   {:>10.2f} {:>10.2f}\n"
         "  slots alive      {:>10} {:>10}\n"
         "  true bytes up {} and down {} in {}\n"
         "  results in {}",
-        first.eval_perplexity, last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, more, rank_before / n,
+        labels ? "loss" : "perplexity", labels ? first.eval_loss : first.eval_perplexity,
+        labels ? last.eval_loss : last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, more, rank_before / n,
         rank_after / n, first.slots_alive, last.slots_alive, human_bytes(static_cast<double>(totals.bytes_up)),
         human_bytes(static_cast<double>(totals.bytes_down)), human_seconds(totals.seconds),
         experiment.settings.output.dir.string());

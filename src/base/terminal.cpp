@@ -57,7 +57,8 @@ std::string Terminal::progress_text(const Progress& state) const {
     std::string text = fmt::format("{} {}/{}", unit_, state.done, state.total);
     if (std::isfinite(state.train_loss)) text += fmt::format("  train loss {:.4f}", state.train_loss);
     if (std::isfinite(state.eval_loss)) text += fmt::format("  eval loss {:.4f}", state.eval_loss);
-    if (std::isfinite(state.tokens_per_s)) text += fmt::format("  {} tokens/s", human_count(state.tokens_per_s));
+    if (std::isfinite(state.tokens_per_s))
+        text += fmt::format("  {} {}/s", human_count(state.tokens_per_s), state.tokens);
     const auto n_timed = state.done - first_done_;
     if (n_timed > 0 && state.total >= state.done) {
         const double per_round_s = watch_.seconds() / static_cast<double>(n_timed);

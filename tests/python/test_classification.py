@@ -1,14 +1,17 @@
 """Runs of `model.task = classification`: a head beside the adapters, trained by the clients and averaged by samples.
 
-The oracle is transformers' LlamaForSequenceClassification with peft, trained here with its own federated loop.
+The oracle is the ForSequenceClassification class of each family in transformers with peft, trained here with its own
+federated loop.
 """
 
 from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+import families
 import h5py
 import labelled
 import micro
@@ -45,12 +48,34 @@ SETTINGS = {
 }
 
 
+# Two adapted matrices of a layer, and their widths (d_in + d_out together).
+FAMILIES = {
+    "llama": ("q_proj,v_proj", 32 + 32 + 32 + 16),
+    "gpt2": ("c_attn,c_fc", 32 + 96 + 32 + 64),
+    "bert": ("query,output.dense", 32 + 32 + 64 + 32),
+    "distilbert": ("q_lin,lin2", 32 + 32 + 64 + 32),
+    "roberta": ("value,attention.output.dense", 32 + 32 + 32 + 32),
+}
+HEAD_VALUES = {  # 3 labels over 32 values: weights, biases, and the dense part
+    "llama": 96, "gpt2": 96, "bert": 96 + 3, "distilbert": 99 + 32 * 33, "roberta": 99 + 32 * 33,
+}  # fmt: skip
+
+
+def build_world(folder: Path, family: str) -> tuple[Path, Path]:
+    """Model folder and labelled corpus."""
+    if family == "llama":
+        model = micro.build_model(folder / "model")
+    elif family in families.ENCODERS:
+        model = families.build_encoder(folder / "model", family, len(labelled.LABELS))
+    else:
+        model = families.build_family(folder / "model", family)
+    return model, labelled.build_corpus(folder / "labelled.h5", model / "tokenizer.json")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Model folder and labelled corpus."""
-    folder = tmp_path_factory.mktemp("labelled")
-    model = micro.build_model(folder / "model")
-    return model, labelled.build_corpus(folder / "labelled.h5", model / "tokenizer.json")
+    """Of a decoder."""
+    return build_world(tmp_path_factory.mktemp("labelled"), "llama")
 
 
 def words(world, folder: Path, rounds: int, **changes: object) -> list[str]:
@@ -111,7 +136,7 @@ def trained_by_peft(model: Path, data: Path, start: Path, rounds: int) -> torch.
     server = peft_model(model, start)
     server.eval()
     trainable = [name for name, p in server.named_parameters() if p.requires_grad]
-    assert any("score" in name for name in trainable)
+    assert any("modules_to_save" in name for name in trainable)
     for _ in range(rounds):
         before = copy.deepcopy(server.state_dict())
         total = {name: torch.zeros_like(before[name]) for name in trainable}
@@ -125,7 +150,7 @@ def trained_by_peft(model: Path, data: Path, start: Path, rounds: int) -> torch.
                 mean_loss(server, examples).backward()
                 with torch.no_grad():
                     for name in trainable:
-                        head = "score" in name
+                        head = "modules_to_save" in name
                         rate = SETTINGS["local.head_learning_rate" if head else "local.learning_rate"]
                         parameters[name] -= rate * parameters[name].grad
             for name in trainable:
@@ -136,30 +161,45 @@ def trained_by_peft(model: Path, data: Path, start: Path, rounds: int) -> torch.
     return server
 
 
-@pytest.fixture(scope="module")
-def three_rounds(world, tmp_path_factory):
-    """(run folder, what peft makes of the same start)."""
+@dataclass
+class ThreeRounds:
+    """A run, and what peft makes of the same start."""
+
+    family: str
+    data: Path
+    folder: Path
+    oracle: torch.nn.Module
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def three_rounds(request, tmp_path_factory) -> ThreeRounds:
     folder = tmp_path_factory.mktemp("classification")
-    start = run(world, folder / "start", 0)
-    oracle = trained_by_peft(*world, start / "adapter", 3)
-    return run(world, folder / "run", 3), oracle
+    own = build_world(folder, request.param)
+    targets = FAMILIES[request.param][0]
+    start = run(own, folder / "start", 0, lora__targets=targets)
+    oracle = trained_by_peft(*own, start / "adapter", 3)
+    return ThreeRounds(request.param, own[1], run(own, folder / "run", 3, lora__targets=targets), oracle)
+
+
+def saved_name(name: str) -> str:
+    """base_model.model.score.weight -> base_model.model.score.modules_to_save.default.weight"""
+    words_ = name.split(".")
+    return ".".join([*words_[:3], "modules_to_save", "default", *words_[3:]])
 
 
 def test_three_rounds_equal_peft(three_rounds):
-    folder, oracle = three_rounds
-    ours = adapter(folder)
+    ours, oracle = adapter(three_rounds.folder), three_rounds.oracle
     theirs = {name: p.detach().numpy() for name, p in oracle.named_parameters() if p.requires_grad}
     assert len(ours) == len(theirs)
     for name, values in ours.items():
-        key = name.replace(".weight", ".default.weight") if "lora_" in name else name
-        key = key.replace("score.weight", "score.modules_to_save.default.weight")
+        key = name.replace(".weight", ".default.weight") if "lora_" in name else saved_name(name)
         np.testing.assert_allclose(values, theirs[key], rtol=0, atol=1e-10, err_msg=name)
 
 
-def test_evaluation_equals_peft(world, three_rounds):
-    folder, oracle = three_rounds
+def test_evaluation_equals_peft(three_rounds):
+    folder, oracle = three_rounds.folder, three_rounds.oracle
     for part, prefix in ((1, "eval_"), (2, "eval_test_")):
-        examples = labelled.texts(world[1], part, held_out=True)
+        examples = labelled.texts(three_rounds.data, part, held_out=True)
         with torch.no_grad():
             predicted = [int(logits_of(oracle, ids).argmax()) for ids, _ in examples]
             loss = float(mean_loss(oracle, examples))
@@ -176,11 +216,9 @@ def test_evaluation_equals_peft(world, three_rounds):
 
 
 def test_bytes_count_the_head(three_rounds):
-    folder, _ = three_rounds
-    # Two layers, lora_rank 4: A of q and v, B of q (32 wide) and of v (16 wide); a head of 3 labels. Four clients.
-    values = 2 * 4 * (32 + 32 + 32 + 16) + 3 * 32
+    values = 2 * 4 * FAMILIES[three_rounds.family][1] + HEAD_VALUES[three_rounds.family]  # two layers, lora_rank 4
     for name in ("rounds/bytes_up_true", "rounds/bytes_down_true"):
-        assert list(logged(folder, name)[1:]) == [4 * 8 * values] * 3
+        assert list(logged(three_rounds.folder, name)[1:]) == [4 * 8 * values] * 3
 
 
 # One of every kind: weights, products, stacks into the base, own factors, alternating factors, scores, pulls.
@@ -204,12 +242,15 @@ MIXED = {
 }
 
 
-def test_same_bits_on_more_mpi_ranks_batched_or_alone_and_after_a_resume(world, tmp_path):
-    one = run(world, tmp_path / "one", 4, **MIXED)
-    others = [run(world, tmp_path / f"ranks{n}", 4, mpi_ranks=n, **MIXED) for n in (2, 3)]
-    others.append(run(world, tmp_path / "alone", 4, **(MIXED | {"compute__pack_tokens": 64})))
-    short = run(world, tmp_path / "resumed", 2, **MIXED)
-    program.finished(*words(world, short, 4, **MIXED), "--resume")
+@pytest.mark.parametrize("family", ["llama", "roberta"])
+def test_same_bits_on_more_mpi_ranks_batched_or_alone_and_after_a_resume(family, tmp_path):
+    world = build_world(tmp_path, family)
+    mixed = MIXED | {"lora__targets": FAMILIES[family][0]}
+    one = run(world, tmp_path / "one", 4, **mixed)
+    others = [run(world, tmp_path / f"ranks{n}", 4, mpi_ranks=n, **mixed) for n in (2, 3)]
+    others.append(run(world, tmp_path / "alone", 4, **(mixed | {"compute__pack_tokens": 64})))
+    short = run(world, tmp_path / "resumed", 2, **mixed)
+    program.finished(*words(world, short, 4, **mixed), "--resume")
     for other in (*others, short):
         theirs = adapter(other)
         for name, values in adapter(one).items():
@@ -233,11 +274,14 @@ def test_the_head_learns_with_every_kind_of_method(world, tmp_path, preset):
 def test_wrong_uses_are_refused(world, tmp_path):
     model, data = world
     causal = micro.build_corpus(tmp_path / "causal.h5", tokenizer_file=model / "tokenizer.json")
+    encoder, _ = build_world(tmp_path / "encoder", "bert")
+    next_tokens = {"model__task": "causal", "evaluation__metrics": "perplexity", "local__head_learning_rate": 0}
     cases = [
+        ((encoder, causal), next_tokens | {"lora__targets": "query"}, "encoder"),
         ((model, causal), {}, "was not prepared for model.task = classification"),
         (
             world,
-            {"model__task": "causal", "evaluation__metrics": "perplexity"},
+            next_tokens,
             "was prepared with --task classification",
         ),
         (world, {"data__sequence_length": 5}, "more than data.sequence_length = 5"),
@@ -247,8 +291,7 @@ def test_wrong_uses_are_refused(world, tmp_path):
     ]
     for files, changes, text in cases:
         folder = tmp_path / "refused"
-        drop = {"local__head_learning_rate": 0} if changes.get("model__task") == "causal" else {}
-        done = program.start(*words(files, folder, 1, **(changes | drop)))
+        done = program.start(*words(files, folder, 1, **changes))
         assert done.returncode in (2, 3), done.stderr
         assert text in done.stderr
         assert not folder.exists()
@@ -265,8 +308,8 @@ def test_unlabelled_sequence_is_named(world, tmp_path):
     assert "sequence 1 has no label" in done.stderr
 
 
-def test_export_carries_the_head(world, three_rounds, tmp_path):
-    folder, _ = three_rounds
+def test_export_carries_the_head(three_rounds, tmp_path):
+    folder = three_rounds.folder
     program.finished("export", folder, "--to", tmp_path / "out")
     exported = load_file(tmp_path / "out" / "adapter_model.safetensors")
     for name, values in adapter(folder).items():

@@ -21,6 +21,7 @@ struct Progress {
     double train_loss = std::numeric_limits<double>::quiet_NaN();
     double eval_loss = std::numeric_limits<double>::quiet_NaN();
     double tokens_per_s = std::numeric_limits<double>::quiet_NaN();
+    std::string_view tokens = "tokens";  ///< what is counted, e.g. "texts"
 };
 
 /// Messages and progress for people, silent on all MPI ranks but the root.
