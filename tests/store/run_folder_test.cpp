@@ -164,6 +164,21 @@ TEST(RunFolder, adapters_have_the_names_and_shapes_of_peft) {
     }
 }
 
+TEST(RunFolder, adapters_name_modules_in_full_where_the_ends_of_names_are_shared) {
+    const TemporaryFolder folder;
+    const RunFolder run = RunFolder::create(folder / "a");
+    const std::string output = "bert.encoder.layer.0.output.dense";
+    const AdapterLayout layout{.matrices = {{"bert.encoder.layer.0.attention.self.query", 0, "query", 3, 2},
+                                            {output, 0, "output.dense", 1, 2, /*ambiguous=*/true}}};
+
+    run.write_adapter(layout, std::vector<double>(16, 0.5), {.lora_rank = 2});
+
+    const std::string config = read_text_file(run.adapter() / "adapter_config.json");
+    EXPECT_NE(config.find('"' + output + '"'), std::string::npos) << config;
+    EXPECT_NE(config.find("\"query\""), std::string::npos) << config;
+    EXPECT_EQ(config.find("\"output.dense\""), std::string::npos) << config;
+}
+
 TEST(RunFolder, a_failed_adapter_leaves_nothing) {
     const TemporaryFolder folder;
     const RunFolder run = RunFolder::create(folder / "a");
