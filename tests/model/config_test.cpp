@@ -144,12 +144,30 @@ TEST_F(ModelFolder, published_models_have_their_published_size) {
              "max_window_layers": 28, "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
              "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
              "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151936})",
-         596049920}};  // Qwen3-0.6B
+         596049920},  // Qwen3-0.6B
+        {R"({"architectures": ["BertForMaskedLM"], "model_type": "bert", "attention_probs_dropout_prob": 0.1,
+             "gradient_checkpointing": false, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
+             "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-12,
+             "max_position_embeddings": 512, "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0,
+             "position_embedding_type": "absolute", "type_vocab_size": 2, "use_cache": true, "vocab_size": 30522})",
+         109482240},  // bert-base-uncased, without the head that predicts masked words
+        {R"({"architectures": ["DistilBertForMaskedLM"], "model_type": "distilbert", "activation": "gelu",
+             "attention_dropout": 0.1, "dim": 768, "dropout": 0.1, "hidden_dim": 3072, "initializer_range": 0.02,
+             "max_position_embeddings": 512, "n_heads": 12, "n_layers": 6, "pad_token_id": 0, "qa_dropout": 0.1,
+             "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": false, "tie_weights_": true, "vocab_size": 30522})",
+         66362880},  // distilbert-base-uncased
+        {R"({"architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "attention_probs_dropout_prob": 0.1,
+             "bos_token_id": 0, "eos_token_id": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+             "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-05,
+             "max_position_embeddings": 514, "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1,
+             "type_vocab_size": 1, "vocab_size": 50265})",
+         124055040}};  // roberta-base, without its pooler
     for (const auto& model : models) {
         std::ofstream(folder_ / "config.json") << model.config;
         EXPECT_EQ(complaint(), "");
         EXPECT_EQ(read_model_config(folder_).parameters(), model.parameters) << model.config;
     }
+    EXPECT_EQ(read_model_config(folder_).usable_positions(), 512) << "RoBERTa's begin after the padding's";
 }
 
 TEST_F(ModelFolder, reports_all_problems_at_once) {
