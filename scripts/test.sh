@@ -11,12 +11,11 @@ scripts/test_models.sh
 
 ctest --preset release -j 2 --output-on-failure --no-tests=error
 ctest_code=$?
-# Two files at a time: most of them wait for programs of one thread. The Slurm of tests/slurm wants the machine for itself.
-.venv/bin/python -m pytest -q -n 2 --dist loadfile tests/python tests/setup
+# Three files at a time, the longest first (tests/conftest.py): most of them wait for programs of one thread, those of
+# tests/slurm for a Slurm of their own.
+.venv/bin/python -m pytest -q -n "${HETLORA_TEST_WORKERS:-3}" --dist loadfile --no-loadscope-reorder \
+    tests/python tests/setup tests/slurm
 pytest_code=$?
-.venv/bin/python -m pytest -q tests/slurm
-slurm_code=$?
-[ $pytest_code -ne 0 ] || pytest_code=$slurm_code
 
 [ $ctest_code -eq 0 ] || echo "make test: CTest failed (exit code $ctest_code): see its summary above pytest's" >&2
 [ $pytest_code -eq 0 ] || echo "make test: pytest failed (exit code $pytest_code)" >&2

@@ -324,9 +324,9 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     const std::string places =
         transport.mpi_size() == 1 ? std::string() : "\n            " + join(experiment.placement, "\n            ");
     return fmt::format(
-        "{} {}: {} rounds, {} of {} clients a round, strategy {}\n"
+        "{} {}: {}, {} of {} a round, strategy {}\n"
         "  model     {} ({} parameters, {} layers, width {}), {}\n"
-        "  data      {} ({} clients, {} may train), windows of {} tokens, evaluation on {} {} of held-out "
+        "  data      {} ({}, {} may train), windows of {} tokens, evaluation on {} {} of held-out "
         "clients\n"
         "  partition {}, hash {}\n"
         "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
@@ -334,14 +334,14 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "  a round   about {} up and {} down in true bytes\n"
         "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
         "each{}",
-        settings.experiment.name, "on " + transport.hosts().front(), settings.experiment.rounds, cohort, eligible,
-        experiment.strategy.preset, model_label(settings.model.path) + from_adapter,
-        human_count(static_cast<double>(config.parameters())), config.layers, config.hidden_size,
-        name_of(settings.model.precision), settings.data.path.filename().string(), population.size(), eligible,
-        settings.data.sequence_length, human_count(static_cast<double>(evaluation_tokens)),
-        experiment.head ? "texts" : "loss tokens", describe_partition(settings),
-        experiment.partition_sha256.substr(0, 12), experiment.layout.matrices.size(), histogram.begin()->first,
-        histogram.rbegin()->first, name_of(settings.lora.rank_distribution), mean_rank, ranks,
+        settings.experiment.name, "on " + transport.hosts().front(), counted(settings.experiment.rounds, "round"),
+        cohort, counted(eligible, "client"), experiment.strategy.preset,
+        model_label(settings.model.path) + from_adapter, human_count(static_cast<double>(config.parameters())),
+        config.layers, config.hidden_size, name_of(settings.model.precision), settings.data.path.filename().string(),
+        counted(population.size(), "client"), eligible, settings.data.sequence_length,
+        human_count(static_cast<double>(evaluation_tokens)), experiment.head ? "texts" : "loss tokens",
+        describe_partition(settings), experiment.partition_sha256.substr(0, 12), experiment.layout.matrices.size(),
+        histogram.begin()->first, histogram.rbegin()->first, name_of(settings.lora.rank_distribution), mean_rank, ranks,
         human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max,
         experiment.plugin ? fmt::format("  plugin    {}\n", experiment.plugin->describe()) : std::string(),
         human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),

@@ -26,11 +26,11 @@ std::string describe_corpus(const std::filesystem::path& path) {
     for (std::int64_t k = 0; k < file.n_clients(); ++k) held_out += file.held_out(k) ? 1 : 0;
     const CorpusAttributes& about = file.attributes();
     return fmt::format(
-        "prepared data `{}`\n  {} clients ({} held out), {} sequences, {} tokens, vocabulary {}\n  source {}\n  "
+        "prepared data `{}`\n  {} ({} held out), {} sequences, {} tokens, vocabulary {}\n  source {}\n  "
         "licence {}\n"
         "  tokenizer {}\n",
-        about.name, file.n_clients(), held_out, file.n_sequences(), file.n_tokens(), about.vocab_size, about.source,
-        about.license, about.tokenizer_name);
+        about.name, counted(file.n_clients(), "client"), held_out, file.n_sequences(), file.n_tokens(),
+        about.vocab_size, about.source, about.license, about.tokenizer_name);
 }
 
 std::string describe_log(const std::filesystem::path& path) {
@@ -38,11 +38,11 @@ std::string describe_log(const std::filesystem::path& path) {
     const auto rounds = log.rounds();
     const double loss = rounds.empty() ? std::nan("") : rounds.back().eval_loss;
     return fmt::format(
-        "log of run '{}', made {} by hetlora {}\n  {} committed rows (row 0: before training), {} participations, {} "
-        "clients, "
+        "log of run '{}', made {} by hetlora {}\n  {} (row 0: before training), {}, {}, "
         "rank_max {}\n  last evaluation loss {:.6g}\n",
-        log.run_id(), log.created_utc(), log.creator_version(), log.committed_rounds(), log.participation().size(),
-        log.clients().size(), log.rank_max(), loss);
+        log.run_id(), log.created_utc(), log.creator_version(), counted(log.committed_rounds(), "committed row"),
+        counted(std::ssize(log.participation()), "participation"), counted(std::ssize(log.clients()), "client"),
+        log.rank_max(), loss);
 }
 
 std::string describe_model(const std::filesystem::path& path) {

@@ -121,8 +121,8 @@ ResumePoint look(const Settings& settings) {
         std::ssize(point.committed.records) > settings.experiment.rounds) {
         point.complete = true;
         check_settings_of_complete_run(point, settings);
-        point.notes.push_back(fmt::format("the run in '{}' is complete: {} rounds, {} were asked for; nothing is done",
-                                          dir.string(), std::ssize(point.committed.records) - 1,
+        point.notes.push_back(fmt::format("the run in '{}' is complete: {}, {} asked for; nothing is done",
+                                          dir.string(), counted(std::ssize(point.committed.records) - 1, "round"),
                                           settings.experiment.rounds));
         return point;
     }

@@ -141,8 +141,8 @@ RunFiles resume_files(const Experiment& experiment, const Transport& transport, 
                    std::move(trace),  std::move(status),       std::move(heartbeat)};
     add_provenance_line(
         files, "resumes",
-        fmt::format("{} after round {} on {}, {} MPI ranks, {} threads each{}; {}", utc_now(), point.round,
-                    join(transport.hosts(), " "), transport.mpi_size(), settings.compute.threads,
+        fmt::format("{} after round {} on {}, {}, {} each{}; {}", utc_now(), point.round, join(transport.hosts(), " "),
+                    counted(transport.mpi_size(), "MPI rank"), counted(settings.compute.threads, "thread"),
                     files.status.job_id.empty() ? "" : ", job " + files.status.job_id, command_line));
     return files;
 }

@@ -143,4 +143,8 @@ std::string human_count(double count) {
     return three_digits(count / 1e9) + " G";
 }
 
+std::string counted(std::int64_t number, std::string_view noun) {
+    return fmt::format("{} {}{}", number, noun, number == 1 ? "" : "s");
+}
+
 }  // namespace hetlora

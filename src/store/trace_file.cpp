@@ -61,39 +61,41 @@ struct FieldInfo {
     const char* long_name;
 };
 
-using enum ElementType;
-constexpr std::array<FieldInfo, n_fields> fields{{
-    {"events", "round", i32, 1024, false, "1", "round of the participation"},
-    {"events", "client", i32, 1024, false, "1", "client, an index into /clients of the data and of run.h5"},
-    {"events", "lora_rank_before", i32, 1024, false, "1", "slots of the adapter received"},
-    {"events", "lora_rank_after", i32, 1024, false, "1", "slots of the adapter sent, after pruning"},
-    {"events", "n_steps", i32, 1024, false, "1", "local steps"},
-    {"events", "dropped", i32, 1024, false, "1", "1 if the update was left out"},
-    {"events", "weight", f64, 1024, false, "1", "aggregation weight, normalised over the cohort"},
-    {"events", "loss_first", f64, 1024, false, "nat", "mean loss of the first local step"},
-    {"events", "loss_last", f64, 1024, false, "nat", "mean loss of the last local step"},
-    {"events", "learning_rate", f64, 1024, false, "1", "learning rate of the round"},
-    {"events", "lora_rank", i32, 1024, false, "1", "LoRA rank of the client in the round, before pruning"},
-    {"events", "received_offset", i64, 1024, true, "1", "first value in /adapters/received"},
-    {"events", "sent_offset", i64, 1024, true, "1", "first value in /adapters/sent"},
-    {"events", "slots_offset", i64, 1024, true, "1", "first value in /slots/slot"},
-    {"adapters", "received", f64, 16384, false, "1", "adapters received, canonical form at lora_rank_before"},
-    {"adapters", "sent", f64, 16384, false, "1", "adapters sent, canonical form at lora_rank_after"},
-    {"slots", "slot", i32, 4096, false, "1",
-     "slots of the global adapter chosen for the client; none: the leading ones"},
-    {"steps", "event", i32, 4096, false, "1", "participation of the step"},
-    {"steps", "step", i32, 4096, false, "1", "number of the step in its participation"},
-    {"steps", "loss", f64, 4096, false, "nat", "mean negative log-likelihood over the step's loss tokens"},
-    {"steps", "n_loss_tokens", i64, 4096, false, "1", "loss tokens of the step"},
-    {"steps", "window_offset", i64, 4096, true, "1", "first row in /windows"},
-    {"windows", "sequence", i32, 4096, false, "1", "sequence of the prepared data"},
-    {"windows", "window", i32, 4096, false, "1", "number of the window in its sequence"},
-    {"globals", "round", i32, 1024, false, "1", "round after which the adapter stood; 0 is the initial one"},
-    {"globals", "offset", i64, 1024, true, "1", "first value in /globals/values"},
-    {"globals", "values", f64, 16384, false, "1", "global adapters, canonical form at rank_max"},
-}};
+constexpr auto trace_fields = [] {
+    using enum ElementType;
+    return std::array<FieldInfo, n_fields>{{
+        {"events", "round", i32, 1024, false, "1", "round of the participation"},
+        {"events", "client", i32, 1024, false, "1", "client, an index into /clients of the data and of run.h5"},
+        {"events", "lora_rank_before", i32, 1024, false, "1", "slots of the adapter received"},
+        {"events", "lora_rank_after", i32, 1024, false, "1", "slots of the adapter sent, after pruning"},
+        {"events", "n_steps", i32, 1024, false, "1", "local steps"},
+        {"events", "dropped", i32, 1024, false, "1", "1 if the update was left out"},
+        {"events", "weight", f64, 1024, false, "1", "aggregation weight, normalised over the cohort"},
+        {"events", "loss_first", f64, 1024, false, "nat", "mean loss of the first local step"},
+        {"events", "loss_last", f64, 1024, false, "nat", "mean loss of the last local step"},
+        {"events", "learning_rate", f64, 1024, false, "1", "learning rate of the round"},
+        {"events", "lora_rank", i32, 1024, false, "1", "LoRA rank of the client in the round, before pruning"},
+        {"events", "received_offset", i64, 1024, true, "1", "first value in /adapters/received"},
+        {"events", "sent_offset", i64, 1024, true, "1", "first value in /adapters/sent"},
+        {"events", "slots_offset", i64, 1024, true, "1", "first value in /slots/slot"},
+        {"adapters", "received", f64, 16384, false, "1", "adapters received, canonical form at lora_rank_before"},
+        {"adapters", "sent", f64, 16384, false, "1", "adapters sent, canonical form at lora_rank_after"},
+        {"slots", "slot", i32, 4096, false, "1",
+         "slots of the global adapter chosen for the client; none: the leading ones"},
+        {"steps", "event", i32, 4096, false, "1", "participation of the step"},
+        {"steps", "step", i32, 4096, false, "1", "number of the step in its participation"},
+        {"steps", "loss", f64, 4096, false, "nat", "mean negative log-likelihood over the step's loss tokens"},
+        {"steps", "n_loss_tokens", i64, 4096, false, "1", "loss tokens of the step"},
+        {"steps", "window_offset", i64, 4096, true, "1", "first row in /windows"},
+        {"windows", "sequence", i32, 4096, false, "1", "sequence of the prepared data"},
+        {"windows", "window", i32, 4096, false, "1", "number of the window in its sequence"},
+        {"globals", "round", i32, 1024, false, "1", "round after which the adapter stood; 0 is the initial one"},
+        {"globals", "offset", i64, 1024, true, "1", "first value in /globals/values"},
+        {"globals", "values", f64, 16384, false, "1", "global adapters, canonical form at rank_max"},
+    }};
+}();
 
-constexpr std::array groups{"matrices", "events", "adapters", "slots", "steps", "windows", "globals"};
+constexpr std::array trace_groups{"matrices", "events", "adapters", "slots", "steps", "windows", "globals"};
 
 }  // namespace
 
@@ -125,9 +127,9 @@ struct TraceWriter::Impl {
 };
 
 void TraceWriter::Impl::create(const std::string& run_id) {
-    for (const char* group : groups) file.create_group(group);
+    for (const char* group : trace_groups) file.create_group(group);
     for (std::size_t i = 0; i < n_fields; ++i) {
-        const FieldInfo& field = fields[i];
+        const FieldInfo& field = trace_fields[i];
         const std::int64_t rows = field.is_offset ? 1 : 0;
         data[i] = file.open_group(field.group)
                       .create_dataset(field.name, field.type,
@@ -183,7 +185,7 @@ void TraceWriter::Impl::open() {
             file.where());
     }
     for (std::size_t i = 0; i < n_fields; ++i) {
-        data[i] = file.open_dataset(std::string(fields[i].group) + "/" + fields[i].name);
+        data[i] = file.open_dataset(std::string(trace_fields[i].group) + "/" + trace_fields[i].name);
     }
 }
 
@@ -217,13 +219,13 @@ void TraceWriter::Impl::cut(std::int64_t last_round) {
     data[slots].resize_rows(offset_at(slots_offset, events));
     data[global_values].resize_rows(offset_at(global_offset, globals));
     for (std::size_t i = 0; i < n_fields; ++i) {
-        const std::string_view group = fields[i].group;
+        const std::string_view group = trace_fields[i].group;
         if (group == "adapters" || group == "slots" || i == global_values) continue;
         const std::int64_t rows = group == "events"    ? events
                                   : group == "steps"   ? steps
                                   : group == "windows" ? windows
                                                        : globals;
-        data[i].resize_rows(rows + (fields[i].is_offset ? 1 : 0));
+        data[i].resize_rows(rows + (trace_fields[i].is_offset ? 1 : 0));
     }
     file.flush();
     last_global = last_round;

@@ -74,9 +74,9 @@ public:
 
     int run() {
         const auto before = counts_text(count(states_));
-        std::puts(fmt::format("sweep {}: {} runs ({}); {} to start, {} side by side on {} core{}, in {}",
-                              plan_.sweep.name, plan_.runs.size(), before, to_start_, places_, machine_.cores,
-                              machine_.cores == 1 ? "" : "s", plan_.sweep.output.string())
+        std::puts(fmt::format("sweep {}: {} ({}); {} to start, {} side by side on {}, in {}", plan_.sweep.name,
+                              counted(std::ssize(plan_.runs), "run"), before, to_start_, places_,
+                              counted(machine_.cores, "core"), plan_.sweep.output.string())
                       .c_str());
         std::fflush(stdout);
         const StopSignals signals;
@@ -275,8 +275,9 @@ private:
     [[nodiscard]] int finish() const {
         const auto counts = count(states_);
         const auto failed = counts[static_cast<std::size_t>(State::failed)];
-        std::puts(fmt::format("sweep {}: {} of {} runs done ({})", plan_.sweep.name,
-                              counts[static_cast<std::size_t>(State::done)], plan_.runs.size(), counts_text(counts))
+        std::puts(fmt::format("sweep {}: {} of {} done ({})", plan_.sweep.name,
+                              counts[static_cast<std::size_t>(State::done)], counted(std::ssize(plan_.runs), "run"),
+                              counts_text(counts))
                       .c_str());
         if (failed > 0) {
             std::puts(fmt::format("  failed runs with their reasons: hetlora sweep status; once more: --retry-failed")

@@ -74,9 +74,10 @@ std::int64_t side_by_side(const Machine& machine, const SweepPlan& plan, const C
 std::string plan_text(const SweepPlan& plan, const std::vector<FolderState>& states, const Costs& costs,
                       const Machine& machine, bool all) {
     const auto width = label_width(plan);
-    std::string text = fmt::format(
-        "sweep {}: {} runs ({}){} in {}\n", plan.sweep.name, plan.runs.size(), counts_text(count(states)),
-        plan.excluded > 0 ? fmt::format(", {} left out by [exclude]", plan.excluded) : "", plan.sweep.output.string());
+    std::string text = fmt::format("sweep {}: {} ({}){} in {}\n", plan.sweep.name,
+                                   counted(std::ssize(plan.runs), "run"), counts_text(count(states)),
+                                   plan.excluded > 0 ? fmt::format(", {} left out by [exclude]", plan.excluded) : "",
+                                   plan.sweep.output.string());
     text +=
         fmt::format("\n  {:>5}  {:<{}}  {:<8}  {:>10}  {}\n", "no.", "folder", width, "state", "time left", "settings");
     const std::size_t shown = all || plan.runs.size() <= few ? plan.runs.size() : few;
@@ -125,8 +126,8 @@ std::string status_text(const SweepPlan& plan, const std::vector<FolderState>& s
     const auto running = counts[static_cast<std::size_t>(State::running)];
     const double work_s = work_left_s(plan, states, costs);
     std::string text =
-        fmt::format("sweep {}: {} of {} runs done ({})", plan.sweep.name, counts[static_cast<std::size_t>(State::done)],
-                    plan.runs.size(), counts_text(counts));
+        fmt::format("sweep {}: {} of {} done ({})", plan.sweep.name, counts[static_cast<std::size_t>(State::done)],
+                    counted(std::ssize(plan.runs), "run"), counts_text(counts));
     if (work_s > 0) {
         text += running > 0 ? fmt::format("; about {} left with {} side by side",
                                           human_seconds(work_s / static_cast<double>(running)), running)

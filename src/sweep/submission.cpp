@@ -178,8 +178,9 @@ int submit(const SweepPlan& plan, const std::vector<FolderState>& states, const 
         }
     }
     const auto counts = count(states);
-    const auto summary = fmt::format("sweep {}: {} runs ({}{})", plan.sweep.name, plan.runs.size(), counts_text(counts),
-                                     skipped > 0 ? fmt::format(", {} of them in the queue", skipped) : "");
+    const auto summary =
+        fmt::format("sweep {}: {} ({}{})", plan.sweep.name, counted(std::ssize(plan.runs), "run"), counts_text(counts),
+                    skipped > 0 ? fmt::format(", {} of them in the queue", skipped) : "");
     if (runs.empty()) {
         std::puts((summary + "; nothing to submit").c_str());
         return 0;
@@ -206,9 +207,10 @@ int submit(const SweepPlan& plan, const std::vector<FolderState>& states, const 
         }
         try {
             const auto id = write_and_submit(plan, part, facts.folder, script);
-            submitted +=
-                fmt::format("\n  job {}: {} runs in {} array task{}, script {}", id, facts.n_runs, facts.n_tasks,
-                            facts.n_tasks == 1 ? "" : "s", (facts.folder / "sweep.sbatch").string());
+            submitted += fmt::format("\n  job {}: {} in {}, script {}", id,
+                                     counted(static_cast<std::int64_t>(facts.n_runs), "run"),
+                                     counted(static_cast<std::int64_t>(facts.n_tasks), "array task"),
+                                     (facts.folder / "sweep.sbatch").string());
         } catch (const Error& error) {
             if (submitted.empty()) throw;
             throw Error(error.code(), fmt::format("{}\nSubmitted before that:{}", error.what(), submitted));

@@ -5,16 +5,14 @@
 #include <numeric>
 
 #include "hetlora/base/error.hpp"
+#include "two_matrices.hpp"
 
 namespace hetlora {
 namespace {
 
-AdapterLayout two_matrices() {
-    return {.matrices = {{.name = "layers.0.q_proj", .layer = 0, .target = "q_proj", .d_out = 3, .d_in = 2},
-                         {.name = "layers.0.v_proj", .layer = 0, .target = "v_proj", .d_out = 1, .d_in = 4}}};
-}
+using test::two_matrices;
 
-std::vector<double> counted(std::int64_t n) {
+std::vector<double> ascending(std::int64_t n) {
     std::vector<double> values(static_cast<std::size_t>(n));
     std::iota(values.begin(), values.end(), 1.0);
     return values;
@@ -41,20 +39,20 @@ TEST(AdapterLayout, counts_parameters_and_offsets_by_hand) {
 TEST(ResizeAdapter, pad_then_truncate_is_the_identity) {
     const auto layout = two_matrices();
     for (std::int64_t lora_rank = 1; lora_rank <= 4; ++lora_rank) {
-        const auto values = counted(layout.parameters(lora_rank));
+        const auto values = ascending(layout.parameters(lora_rank));
 
         EXPECT_EQ(resized(resized(values, lora_rank, 7), 7, lora_rank), values);
     }
 }
 
 TEST(ResizeAdapter, padding_adds_zero_slots_after_the_own_ones) {
-    const auto padded = resized(counted(10), 1, 2);
+    const auto padded = resized(ascending(10), 1, 2);
 
     EXPECT_EQ(padded, (std::vector<double>{1, 2, 0, 0, 3, 4, 5, 0, 0, 0, 6, 7, 8, 9, 0, 0, 0, 0, 10, 0}));
 }
 
 TEST(ResizeAdapter, truncation_keeps_leading_slots) {
-    const auto cut = resized(counted(20), 2, 1);
+    const auto cut = resized(ascending(20), 2, 1);
 
     EXPECT_EQ(cut, (std::vector<double>{1, 2, 5, 6, 7, 11, 12, 13, 14, 19}));
 }
@@ -77,14 +75,14 @@ std::vector<double> selected(const std::vector<double>& from, std::int64_t from_
 
 TEST(SelectSlots, takes_these_slots_of_every_matrix) {
     // lora_rank 3: A [3, 2] = 1..6, Bt [3, 3] = 7..15, A [3, 4] = 16..27, Bt [3, 1] = 28..30.
-    const auto some = selected(counted(30), 3, {2, 0});
+    const auto some = selected(ascending(30), 3, {2, 0});
 
     EXPECT_EQ(some, (std::vector<double>{5, 6, 1, 2, 13, 14, 15, 7, 8, 9, 24, 25, 26, 27, 16, 17, 18, 19, 30, 28}));
-    EXPECT_TRUE(selected(counted(30), 3, {}).empty());
+    EXPECT_TRUE(selected(ascending(30), 3, {}).empty());
 }
 
 TEST(SelectSlots, the_leading_ones_are_a_truncation) {
-    const auto values = counted(50);
+    const auto values = ascending(50);
     for (std::int64_t k = 1; k <= 5; ++k) {
         std::vector<std::int64_t> slots(static_cast<std::size_t>(k));
         std::iota(slots.begin(), slots.end(), 0);
@@ -95,7 +93,7 @@ TEST(SelectSlots, the_leading_ones_are_a_truncation) {
 
 TEST(PlaceSlots, puts_selected_slots_back_and_leaves_the_others) {
     const auto layout = two_matrices();
-    const auto values = counted(40);
+    const auto values = ascending(40);
     const std::vector<std::int64_t> slots{3, 1};
     std::vector<double> to(40, -1.0);
     place_slots<double>(layout, selected(values, 4, slots), slots, to, 4);

@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 
+#include "thrown.hpp"
+
 namespace hetlora {
 namespace {
 
@@ -26,16 +28,6 @@ protected:
 
     fs::path folder_;
 };
-
-template <typename Action>
-Error caught(Action action) {
-    try {
-        action();
-    } catch (const Error& error) {
-        return error;
-    }
-    return {ExitCode::ok, "no error"};
-}
 
 TEST_F(FileIo, what_was_written_is_read_and_nothing_else_is_left) {
     const std::string content = std::string("a\0b\n", 4) + std::string(200'000, 'x');
@@ -63,8 +55,8 @@ TEST_F(FileIo, leftovers_of_a_killed_process_do_not_disturb) {
 
 TEST_F(FileIo, a_failed_write_names_path_and_reason_and_leaves_no_temporary_file) {
     create_folder(folder_ / "busy" / "inside");
-    const auto missing = caught([&] { write_file_atomically(folder_ / "none" / "file", "x"); });
-    const auto busy = caught([&] { write_file_atomically(folder_ / "busy", "x"); });
+    const auto missing = test::error_of([&] { write_file_atomically(folder_ / "none" / "file", "x"); });
+    const auto busy = test::error_of([&] { write_file_atomically(folder_ / "busy", "x"); });
 
     EXPECT_EQ(missing.code(), ExitCode::environment);
     EXPECT_NE(std::string(missing.what()).find("none/file: No such file or directory"), std::string::npos)
@@ -74,13 +66,13 @@ TEST_F(FileIo, a_failed_write_names_path_and_reason_and_leaves_no_temporary_file
 }
 
 TEST_F(FileIo, a_missing_file_is_an_error_with_the_wanted_code) {
-    const auto input = caught([&] { (void)read_text_file(folder_ / "none"); });
-    const auto usage = caught([&] { (void)read_text_file(folder_ / "none", ExitCode::usage); });
+    const auto input = test::error_of([&] { (void)read_text_file(folder_ / "none"); });
+    const auto usage = test::error_of([&] { (void)read_text_file(folder_ / "none", ExitCode::usage); });
 
     EXPECT_EQ(input.code(), ExitCode::input);
     EXPECT_EQ(usage.code(), ExitCode::usage);
     EXPECT_NE(std::string(input.what()).find("none: No such file or directory"), std::string::npos) << input.what();
-    EXPECT_EQ(caught([&] { (void)read_text_file(folder_); }).code(), ExitCode::input);
+    EXPECT_EQ(test::error_of([&] { (void)read_text_file(folder_); }).code(), ExitCode::input);
 }
 
 TEST_F(FileIo, sync_of_a_missing_path_fails) {
@@ -95,7 +87,7 @@ TEST_F(FileIo, sync_of_a_missing_path_fails) {
 TEST_F(FileIo, create_folder_through_a_file_fails) {
     write_file_atomically(folder_ / "file", "x");
 
-    EXPECT_EQ(caught([&] { create_folder(folder_ / "file" / "sub"); }).code(), ExitCode::environment);
+    EXPECT_EQ(test::error_of([&] { create_folder(folder_ / "file" / "sub"); }).code(), ExitCode::environment);
 }
 
 TEST(ExpandPath, variables_and_home_are_replaced) {
@@ -110,12 +102,12 @@ TEST(ExpandPath, variables_and_home_are_replaced) {
 }
 
 TEST(ExpandPath, unknown_variables_open_braces_and_other_homes_are_errors) {
-    const auto unknown = caught([] { (void)expand_variables("x/${HETLORA_TEST_UNSET}"); });
+    const auto unknown = test::error_of([] { (void)expand_variables("x/${HETLORA_TEST_UNSET}"); });
 
     EXPECT_EQ(unknown.code(), ExitCode::usage);
     EXPECT_NE(std::string(unknown.what()).find("HETLORA_TEST_UNSET"), std::string::npos);
-    EXPECT_EQ(caught([] { (void)expand_variables("${HOME"); }).code(), ExitCode::usage);
-    EXPECT_EQ(caught([] { (void)expand_path("~other/x"); }).code(), ExitCode::usage);
+    EXPECT_EQ(test::error_of([] { (void)expand_variables("${HOME"); }).code(), ExitCode::usage);
+    EXPECT_EQ(test::error_of([] { (void)expand_path("~other/x"); }).code(), ExitCode::usage);
 }
 
 TEST(AbsolutePath, is_clean_and_against_the_working_directory) {

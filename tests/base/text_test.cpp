@@ -84,6 +84,8 @@ TEST(Text, sizes_and_times_for_people) {
     EXPECT_EQ(human_count(950), "950");
     EXPECT_EQ(human_count(12345), "12.3 k");
     EXPECT_EQ(human_count(4.5e6), "4.50 M");
+    EXPECT_EQ(counted(1, "client"), "1 client");
+    EXPECT_EQ(counted(0, "MPI rank") + ", " + counted(20, "round"), "0 MPI ranks, 20 rounds");
 }
 
 }  // namespace

@@ -9,23 +9,13 @@
 
 #include "hetlora/base/error.hpp"
 #include "make_corpus.hpp"
+#include "thrown.hpp"
 
 namespace hetlora::hdf5 {
 namespace {
 
+using test::error_of;
 using test::TemporaryFolder;
-
-/// The error that `action` throws; fails the test if it throws none.
-template <typename Action>
-Error error_of(const Action& action) {
-    try {
-        action();
-    } catch (const Error& error) {
-        return error;
-    }
-    ADD_FAILURE() << "no error";
-    return {ExitCode::ok, ""};
-}
 
 bool has(const Error& error, const std::string& word) {
     return std::string(error.what()).find(word) != std::string::npos;

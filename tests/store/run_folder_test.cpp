@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -17,24 +16,13 @@
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/safetensors.hpp"
 #include "make_corpus.hpp"
+#include "thrown.hpp"
 
 namespace hetlora {
 namespace {
 
+using test::code_of;
 using test::TemporaryFolder;
-
-ExitCode code_and_words_of(const std::function<void()>& action, const std::vector<std::string>& words = {}) {
-    try {
-        action();
-    } catch (const Error& error) {
-        for (const std::string& word : words) {
-            EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-                << word << " is not in: " << error.what();
-        }
-        return error.code();
-    }
-    return ExitCode::ok;
-}
 
 TEST(RunFolder, a_new_folder_is_made_with_its_parents_and_filled) {
     const TemporaryFolder folder;
@@ -67,8 +55,7 @@ TEST(RunFolder, a_folder_that_holds_a_run_is_refused_and_left_as_it_is) {
         const std::filesystem::path place = folder / (std::string("of_") + name);
         std::filesystem::create_directory(place);
         std::ofstream(place / name) << "x";
-        EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create(place); },
-                                    {"another run", name, "--output", place.string()}),
+        EXPECT_EQ(code_of([&] { (void)RunFolder::create(place); }, {"another run", name, "--output", place.string()}),
                   ExitCode::usage);
         EXPECT_EQ(read_text_file(place / name), "x");
     }
@@ -84,24 +71,21 @@ TEST(RunFolder, the_refusal_says_which_run_it_is) {
     status.rounds = 10;
     write_status(folder / "status.json", status);
 
-    EXPECT_EQ(
-        code_and_words_of([&] { (void)RunFolder::create(folder.path()); }, {"'first try'", "done", "round 7 of 10"}),
-        ExitCode::usage);
+    EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder.path()); }, {"'first try'", "done", "round 7 of 10"}),
+              ExitCode::usage);
 }
 
 TEST(RunFolder, two_writers_are_kept_apart) {
     const TemporaryFolder folder;
     {
         RunFolder first = RunFolder::create(folder / "a");
-        EXPECT_EQ(
-            code_and_words_of([&] { (void)RunFolder::create(folder / "a"); }, {"another process", "no status yet"}),
-            ExitCode::usage);
+        EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder / "a"); }, {"another process", "no status yet"}),
+                  ExitCode::usage);
         first.write_config("x", "{}");
         write_status(first.status(), status_of_this_process());
-        EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "a"); }, {"another process", "pid"}),
-                  ExitCode::usage);
+        EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "a"); }, {"another process", "pid"}), ExitCode::usage);
         const RunFolder moved = std::move(first);
-        EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "a"); }), ExitCode::usage);
+        EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "a"); }), ExitCode::usage);
     }
 
     const RunFolder again = RunFolder::reopen(folder / "a");
@@ -112,8 +96,8 @@ TEST(RunFolder, two_writers_are_kept_apart) {
 TEST(RunFolder, there_must_be_a_run_to_go_on_with) {
     const TemporaryFolder folder;
 
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "none"); }, {"no run"}), ExitCode::usage);
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder.path()); }, {"no run"}), ExitCode::usage);
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "none"); }, {"no run"}), ExitCode::usage);
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder.path()); }, {"no run"}), ExitCode::usage);
     EXPECT_FALSE(std::filesystem::exists(folder / "none"));
 }
 
@@ -121,11 +105,10 @@ TEST(RunFolder, places_that_cannot_be_written_are_environment_errors) {
     const TemporaryFolder folder;
     std::ofstream(folder / "file") << "x";
 
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create(folder / "file"); }, {"is a file"}), ExitCode::usage);
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create(folder / "file/run"); }, {"Not a directory"}),
+    EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder / "file"); }, {"is a file"}), ExitCode::usage);
+    EXPECT_EQ(code_of([&] { (void)RunFolder::create(folder / "file/run"); }, {"Not a directory"}),
               ExitCode::environment);
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::create("/proc/hetlora"); }, {"/proc/hetlora"}),
-              ExitCode::environment);
+    EXPECT_EQ(code_of([&] { (void)RunFolder::create("/proc/hetlora"); }, {"/proc/hetlora"}), ExitCode::environment);
 }
 
 AdapterLayout layout_of_two() {
@@ -184,17 +167,16 @@ TEST(RunFolder, a_failed_adapter_leaves_nothing) {
     const RunFolder run = RunFolder::create(folder / "a");
     const std::vector<double> values(16);
 
-    EXPECT_EQ(code_and_words_of([&] { run.write_adapter(layout_of_two(), values, {.lora_rank = 3}); }, {"16 values"}),
+    EXPECT_EQ(code_of([&] { run.write_adapter(layout_of_two(), values, {.lora_rank = 3}); }, {"16 values"}),
               ExitCode::bug);
-    EXPECT_EQ(code_and_words_of([&] { run.write_adapter(layout_of_two(), values, {.lora_rank = 2, .dtype = "F8"}); }),
+    EXPECT_EQ(code_of([&] { run.write_adapter(layout_of_two(), values, {.lora_rank = 2, .dtype = "F8"}); }),
               ExitCode::bug);
     std::ofstream(folder / "file") << "x";
-    EXPECT_EQ(code_and_words_of(
-                  [&] { write_peft_adapter(folder / "file/adapter", layout_of_two(), values, {.lora_rank = 2}); }),
+    EXPECT_EQ(code_of([&] { write_peft_adapter(folder / "file/adapter", layout_of_two(), values, {.lora_rank = 2}); }),
               ExitCode::environment);
     AdapterLayout twice = layout_of_two();
     twice.matrices[1].name = twice.matrices[0].name;  // refused by the safetensors writer, after the folder was made
-    EXPECT_EQ(code_and_words_of([&] { run.write_adapter(twice, values, {.lora_rank = 2}); }), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { run.write_adapter(twice, values, {.lora_rank = 2}); }), ExitCode::bug);
 
     for (const auto& entry : std::filesystem::directory_iterator(run.path()))
         EXPECT_EQ(entry.path().filename(), ".lock");
@@ -215,13 +197,13 @@ TEST(RunFolder, the_same_job_waits_for_the_lock_and_takes_over) {
     run->write_config("[experiment]\n", "{}");
     write_running_status(*run, "42");
 
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 0.2); }, {"another process", "job 42"}),
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.2); }, {"another process", "job 42"}),
               ExitCode::usage);
     std::thread ending([&] {
         std::this_thread::sleep_for(std::chrono::milliseconds(200));
         run.reset();
     });
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 30.0); }), ExitCode::ok);
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 30.0); }), ExitCode::ok);
     ending.join();
     ::unsetenv("SLURM_JOB_ID");
 }
@@ -234,13 +216,12 @@ TEST(RunFolder, a_sign_of_life_from_another_host_keeps_others_out) {
         write_running_status(run, "42", "node-of-another-kind");
     }
     EXPECT_TRUE(is_run_folder_in_use(folder / "run"));
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); },
-                                {"another node", "node-of-another-kind"}),
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }, {"another node", "node-of-another-kind"}),
               ExitCode::usage);
     const auto old = std::filesystem::file_time_type::clock::now() - std::chrono::seconds(100);
     std::filesystem::last_write_time(folder / "run/.lock", old);
     EXPECT_FALSE(is_run_folder_in_use(folder / "run"));
-    EXPECT_EQ(code_and_words_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }), ExitCode::ok);
+    EXPECT_EQ(code_of([&] { (void)RunFolder::reopen(folder / "run", 0.0); }), ExitCode::ok);
 }
 
 TEST(RunFolder, a_heartbeat_renews_the_lock_file) {

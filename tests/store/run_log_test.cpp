@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstdlib>
-#include <functional>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
@@ -14,11 +13,13 @@
 #include "hetlora/store/run_log_reader.hpp"
 #include "make_corpus.hpp"
 #include "run_log_sample.hpp"
+#include "thrown.hpp"
 
 namespace hetlora {
 namespace {
 
 using test::append;
+using test::code_of;
 using test::sample_header;
 using test::sample_round;
 using test::TemporaryFolder;
@@ -27,16 +28,6 @@ void write_log(const std::filesystem::path& path, std::int64_t rounds) {
     RunLog log = RunLog::create(path, sample_header());
     for (std::int64_t round = 0; round <= rounds; ++round) append(log, sample_round(round));
     log.close();
-}
-
-ExitCode code_of(const std::function<void()>& action, const std::string& word = "") {
-    try {
-        action();
-    } catch (const Error& error) {
-        EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
-        return error.code();
-    }
-    return ExitCode::ok;
 }
 
 TEST(RunLog, every_value_survives) {
@@ -204,17 +195,17 @@ TEST(RunLog, wrong_rows_are_refused_and_nothing_is_committed) {
     RoundRecord metrics = sample_round(1);
     metrics.round.extra_metrics.pop_back();
 
-    EXPECT_EQ(code_of([&] { append(log, sample_round(2)); }, "1 is next"), ExitCode::bug);
-    EXPECT_EQ(code_of([&] { append(log, sample_round(0)); }, "1 is next"), ExitCode::bug);
-    EXPECT_EQ(code_of([&] { append(log, short_slots); }, "3 energies"), ExitCode::bug);
-    EXPECT_EQ(code_of([&] { append(log, other_round); }, "round 2"), ExitCode::bug);
-    EXPECT_EQ(code_of([&] { append(log, other_client); }, "client 3"), ExitCode::bug);
-    EXPECT_EQ(code_of([&] { append(log, metrics); }, "1 further metrics"), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { append(log, sample_round(2)); }, {"1 is next"}), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { append(log, sample_round(0)); }, {"1 is next"}), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { append(log, short_slots); }, {"3 energies"}), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { append(log, other_round); }, {"round 2"}), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { append(log, other_client); }, {"client 3"}), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { append(log, metrics); }, {"1 further metrics"}), ExitCode::bug);
     EXPECT_EQ(code_of([&] { log.set_client_final({}, {}); }), ExitCode::bug);
     EXPECT_EQ(log.committed_rounds(), 1);
     append(log, sample_round(1));
     log.close();
-    EXPECT_EQ(code_of([&] { append(log, sample_round(2)); }, "closed"), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { append(log, sample_round(2)); }, {"closed"}), ExitCode::bug);
 }
 
 TEST(RunLog, existing_foreign_newer_and_short_logs_are_refused) {
@@ -224,12 +215,13 @@ TEST(RunLog, existing_foreign_newer_and_short_logs_are_refused) {
     hdf5::File::open_write(folder / "newer.h5").write_attribute("schema_version", 2);
     hdf5::File::create(folder / "other.h5").close();
 
-    EXPECT_EQ(code_of([&] { (void)RunLog::create(folder / "run.h5", sample_header()); }, "exists"),
+    EXPECT_EQ(code_of([&] { (void)RunLog::create(folder / "run.h5", sample_header()); }, {"exists"}),
               ExitCode::environment);
-    EXPECT_EQ(code_of([&] { (void)RunLog::reopen(folder / "run.h5", 4); }, "3 committed"), ExitCode::input);
-    EXPECT_EQ(code_of([&] { (void)RunLogReader::open(folder / "other.h5"); }, "not the log of a run"), ExitCode::input);
-    EXPECT_EQ(code_of([&] { (void)RunLogReader::open(folder / "newer.h5"); }, "schema version 2"), ExitCode::input);
-    EXPECT_EQ(code_of([&] { (void)RunLogReader::open(folder / "none.h5"); }, "no such file"), ExitCode::input);
+    EXPECT_EQ(code_of([&] { (void)RunLog::reopen(folder / "run.h5", 4); }, {"3 committed"}), ExitCode::input);
+    EXPECT_EQ(code_of([&] { (void)RunLogReader::open(folder / "other.h5"); }, {"not the log of a run"}),
+              ExitCode::input);
+    EXPECT_EQ(code_of([&] { (void)RunLogReader::open(folder / "newer.h5"); }, {"schema version 2"}), ExitCode::input);
+    EXPECT_EQ(code_of([&] { (void)RunLogReader::open(folder / "none.h5"); }, {"no such file"}), ExitCode::input);
 }
 
 TEST(RunLog, a_half_made_file_is_removed) {
@@ -237,7 +229,7 @@ TEST(RunLog, a_half_made_file_is_removed) {
     RunLogHeader header = sample_header();
     header.extra_metrics.push_back({"loss", "1", "a standard column"});
 
-    EXPECT_EQ(code_of([&] { (void)RunLog::create(folder / "run.h5", header); }, "'loss'"), ExitCode::bug);
+    EXPECT_EQ(code_of([&] { (void)RunLog::create(folder / "run.h5", header); }, {"'loss'"}), ExitCode::bug);
 
     EXPECT_FALSE(std::filesystem::exists(folder / "run.h5"));
 }

@@ -6,16 +6,13 @@
 #include "hetlora/base/error.hpp"
 #include "hetlora/store/hdf5_handle.hpp"
 #include "make_corpus.hpp"
+#include "two_matrices.hpp"
 
 namespace hetlora {
 namespace {
 
 using test::TemporaryFolder;
-
-AdapterLayout two_matrices() {
-    return {.matrices = {{"model.layers.0.self_attn.q_proj", 0, "q_proj", 3, 2},
-                         {"model.layers.0.self_attn.v_proj", 0, "v_proj", 1, 2}}};
-}
+using test::two_matrices;
 
 std::vector<double> adapter(std::int64_t lora_rank, double value) {
     return std::vector<double>(static_cast<std::size_t>(two_matrices().parameters(lora_rank)), value);
@@ -76,9 +73,9 @@ TEST(TraceFile, has_the_documented_layout_and_values) {
     const auto integers = [&file](const char* name) { return file.open_dataset(name).read_all<std::int64_t>(); };
     const auto numbers = [&file](const char* name) { return file.open_dataset(name).read_all<double>(); };
     const std::int64_t slot = two_matrices().parameters_per_slot();
-    EXPECT_EQ(file.open_dataset("matrices/name").read_strings()[1], "model.layers.0.self_attn.v_proj");
+    EXPECT_EQ(file.open_dataset("matrices/name").read_strings()[1], "layers.0.v_proj");
     EXPECT_EQ(integers("matrices/d_out"), (Integers{3, 1}));
-    EXPECT_EQ(integers("matrices/d_in"), (Integers{2, 2}));
+    EXPECT_EQ(integers("matrices/d_in"), (Integers{2, 4}));
     EXPECT_EQ(integers("events/round"), (Integers{1, 1, 2, 2}));
     EXPECT_EQ(integers("events/client"), (Integers{0, 1, 0, 1}));
     EXPECT_EQ(integers("events/lora_rank_before"), (Integers{1, 3, 1, 3}));

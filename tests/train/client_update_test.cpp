@@ -11,9 +11,11 @@
 namespace hetlora {
 namespace {
 
+using testing_train::by_hand;
 using testing_train::hashed_factors;
 using testing_train::odd_layout;
 using testing_train::set_gradient;
+using testing_train::ValueByHand;
 
 double norm(const std::vector<double>& values) {
     double sum = 0.0;
@@ -29,39 +31,16 @@ LocalOptions plain(OptimizerKind optimizer, double learning_rate) {
     return options;
 }
 
-struct ByHand {
-    std::vector<double> theta;
-    std::vector<double> moment1;
-    std::vector<double> moment2;
-
-    explicit ByHand(std::vector<double> start)
-        : theta(std::move(start)), moment1(theta.size()), moment2(theta.size()) {}
-
-    /// torch.optim.AdamW as documented: decay theta, then the two moments, both corrected for their start at 0.
-    void adamw(const std::vector<double>& g, int t, const LocalOptions& o) {
-        for (std::size_t i = 0; i < theta.size(); ++i) {
-            theta[i] -= o.learning_rate * o.weight_decay * theta[i];
-            moment1[i] = o.beta1 * moment1[i] + (1.0 - o.beta1) * g[i];
-            moment2[i] = o.beta2 * moment2[i] + (1.0 - o.beta2) * g[i] * g[i];
-            const double m = moment1[i] / (1.0 - std::pow(o.beta1, t));
-            const double v = moment2[i] / (1.0 - std::pow(o.beta2, t));
-            theta[i] -= o.learning_rate * m / (std::sqrt(v) + o.epsilon);
-        }
-    }
-    void sgd(const std::vector<double>& g, const LocalOptions& o) {
-        for (std::size_t i = 0; i < theta.size(); ++i) theta[i] -= o.learning_rate * (g[i] + o.weight_decay * theta[i]);
-    }
-};
-
 void expect_updates_by_hand(at::ScalarType dtype, const LocalOptions& options, double tolerance) {
     const AdapterLayout layout = odd_layout();
     const std::int64_t lora_ranks[] = {3, 8, 5};
     AdapterGroup group(layout, 3, 8, true, at::TensorOptions().dtype(dtype));
     OptimizerState state(group, options.optimizer);
-    std::vector<ByHand> expected;
+    std::vector<std::vector<ValueByHand>> expected;
     for (int c = 0; c < 3; ++c) {
-        expected.emplace_back(hashed_factors(layout, c, lora_ranks[c]));
-        group.set(c, expected.back().theta, lora_ranks[c]);
+        const auto start = hashed_factors(layout, c, lora_ranks[c]);
+        expected.push_back(by_hand(start));
+        group.set(c, start, lora_ranks[c]);
     }
     for (int t = 1; t <= 7; ++t) {
         for (int c = 0; c < 3; ++c) {
@@ -71,14 +50,14 @@ void expect_updates_by_hand(at::ScalarType dtype, const LocalOptions& options, d
             update_client(group, state, c, layout, {.lora_rank = lora_ranks[c], .tail_start = lora_ranks[c], .step = t},
                           options);
             auto& hand = expected[static_cast<std::size_t>(c)];
-            options.optimizer == OptimizerKind::adamw ? hand.adamw(gradient, t, options) : hand.sgd(gradient, options);
+            for (std::size_t i = 0; i < hand.size(); ++i) hand[i].step(gradient[i], t, options);
         }
     }
     for (int c = 0; c < 3; ++c) {
         const auto theta = group.get(c, lora_ranks[c]);
-        const auto& hand = expected[static_cast<std::size_t>(c)].theta;
+        const auto& hand = expected[static_cast<std::size_t>(c)];
         for (std::size_t i = 0; i < theta.size(); ++i)
-            ASSERT_NEAR(theta[i], hand[i], tolerance) << "client " << c << ", value " << i;
+            ASSERT_NEAR(theta[i], hand[i].theta, tolerance) << "client " << c << ", value " << i;
     }
 }
 

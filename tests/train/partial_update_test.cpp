@@ -12,11 +12,13 @@
 namespace hetlora {
 namespace {
 
+using testing_train::by_hand;
 using testing_train::hashed_factors;
 using testing_train::hashed_mask;
 using testing_train::odd_layout;
 using testing_train::set_gradient;
 using testing_train::trains_by_element;
+using testing_train::ValueByHand;
 
 using Update = std::function<void(AdapterGroup&, OptimizerState&, std::span<const ClientStep>, const LocalOptions&)>;
 
@@ -101,10 +103,8 @@ struct PartialGroup {
 /// One client's update from the equations, element by element of the canonical form.
 struct PartByHand {
     PartialClient client;
-    std::vector<double> theta;
-    std::vector<double> received = theta;
-    std::vector<double> moment1 = std::vector<double>(theta.size());
-    std::vector<double> moment2 = std::vector<double>(theta.size());
+    std::vector<double> received;
+    std::vector<ValueByHand> values = by_hand(received);
 
     void add_tail(std::vector<double>& g, double lambda) const {
         const AdapterLayout layout = odd_layout();
@@ -116,14 +116,14 @@ struct PartByHand {
         };
         const auto norm = [&](const std::vector<std::size_t>& elements) {
             double sum = 0.0;
-            for (const std::size_t i : elements) sum += theta[i] * theta[i];
+            for (const std::size_t i : elements) sum += values[i].theta * values[i].theta;
             return std::sqrt(sum);
         };
         for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
             const auto a = tail(layout.offset_a(m, client.lora_rank), layout.matrices[m].d_in);
             const auto b = tail(layout.offset_b(m, client.lora_rank), layout.matrices[m].d_out);
-            for (const std::size_t i : a) g[i] += lambda * norm(b) / norm(a) * theta[i];
-            for (const std::size_t i : b) g[i] += lambda * norm(a) / norm(b) * theta[i];
+            for (const std::size_t i : a) g[i] += lambda * norm(b) / norm(a) * values[i].theta;
+            for (const std::size_t i : b) g[i] += lambda * norm(a) / norm(b) * values[i].theta;
         }
     }
     void step(std::vector<double> g, int t, const LocalOptions& o) {
@@ -131,25 +131,13 @@ struct PartByHand {
         add_tail(g, o.tail_lambda);
         double sum = 0.0;
         for (std::size_t i = 0; i < g.size(); ++i) {
-            g[i] += o.prox_mu * (theta[i] - received[i]);
+            g[i] += o.prox_mu * (values[i].theta - received[i]);
             if (trains[i]) sum += g[i] * g[i];
         }
         const double factor = std::min(1.0, o.clip_norm / (std::sqrt(sum) + 1e-6));
-        std::vector<double> next = theta;
         for (std::size_t i = 0; i < g.size(); ++i) {
-            if (!trains[i]) continue;
-            const double clipped = factor * g[i];
-            if (o.optimizer == OptimizerKind::sgd) {
-                next[i] -= o.learning_rate * (clipped + o.weight_decay * theta[i]);
-                continue;
-            }
-            moment1[i] = o.beta1 * moment1[i] + (1.0 - o.beta1) * clipped;
-            moment2[i] = o.beta2 * moment2[i] + (1.0 - o.beta2) * clipped * clipped;
-            const double m = moment1[i] / (1.0 - std::pow(o.beta1, t));
-            const double v = moment2[i] / (1.0 - std::pow(o.beta2, t));
-            next[i] -= o.learning_rate * (o.weight_decay * theta[i] + m / (std::sqrt(v) + o.epsilon));
+            if (trains[i]) values[i].step(factor * g[i], t, o);
         }
-        theta = next;
     }
 };
 
@@ -207,7 +195,7 @@ TEST(PartialUpdate, equals_the_loop_over_elements) {
                 PartialGroup partial(mixed_clients(), dtype, options);
                 std::vector<PartByHand> hand;
                 for (std::size_t c = 0; c < partial.clients.size(); ++c)
-                    hand.push_back({.client = partial.clients[c], .theta = partial.received[c]});
+                    hand.push_back({.client = partial.clients[c], .received = partial.received[c]});
                 for (int t = 1; t <= 6; ++t) {
                     const auto gradients = partial.gradients(t);
                     partial.step(t, gradients, options, update);
@@ -216,7 +204,7 @@ TEST(PartialUpdate, equals_the_loop_over_elements) {
                 for (std::size_t c = 0; c < hand.size(); ++c) {
                     const auto theta = partial.theta(c);
                     for (std::size_t i = 0; i < theta.size(); ++i)
-                        ASSERT_NEAR(theta[i], hand[c].theta[i], tolerance) << "client " << c << ", value " << i;
+                        ASSERT_NEAR(theta[i], hand[c].values[i].theta, tolerance) << "client " << c << ", value " << i;
                 }
             }
         }

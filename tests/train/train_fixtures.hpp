@@ -11,6 +11,7 @@
 #include "hetlora/data/corpus.hpp"
 #include "hetlora/model/engine.hpp"
 #include "hetlora/tensor/ops.hpp"
+#include "hetlora/train/local_training.hpp"
 #include "make_corpus.hpp"
 
 namespace hetlora::testing_train {
@@ -57,6 +58,32 @@ inline std::vector<double> hashed_factors(const AdapterLayout& layout, int numbe
 
 /// Two matrices of odd shapes.
 inline AdapterLayout odd_layout() { return {{{"layer.0.q", 0, "q_proj", 5, 7}, {"layer.0.v", 0, "v_proj", 3, 9}}}; }
+
+/// A value and its two moments under torch.optim.AdamW and SGD as documented, with decay apart from the gradient.
+struct ValueByHand {
+    double theta = 0.0;
+    double moment1 = 0.0;
+    double moment2 = 0.0;
+
+    /// Step t (from 1): both moments are corrected for their start at 0.
+    void adamw(double g, int t, const LocalOptions& o) {
+        moment1 = o.beta1 * moment1 + (1.0 - o.beta1) * g;
+        moment2 = o.beta2 * moment2 + (1.0 - o.beta2) * g * g;
+        const double m = moment1 / (1.0 - std::pow(o.beta1, t));
+        const double v = moment2 / (1.0 - std::pow(o.beta2, t));
+        theta -= o.learning_rate * (o.weight_decay * theta + m / (std::sqrt(v) + o.epsilon));
+    }
+    void sgd(double g, const LocalOptions& o) { theta -= o.learning_rate * (g + o.weight_decay * theta); }
+    void step(double g, int t, const LocalOptions& o) {
+        o.optimizer == OptimizerKind::adamw ? adamw(g, t, o) : sgd(g, o);
+    }
+};
+
+inline std::vector<ValueByHand> by_hand(const std::vector<double>& start) {
+    std::vector<ValueByHand> values;
+    for (const double theta : start) values.push_back({.theta = theta});
+    return values;
+}
 
 /// Writes a client's gradient from its canonical form; padded slots become 0, as the engine leaves them.
 inline void set_gradient(AdapterGroup& group, const AdapterLayout& layout, std::int64_t client,

@@ -48,4 +48,7 @@ namespace hetlora {
 /// "950", "12.3 k", "4.5 M": a count per unit, three digits.
 [[nodiscard]] std::string human_count(double count);
 
+/// "1 client", "0 clients", "20 clients": a number with the noun whose plural ends in s.
+[[nodiscard]] std::string counted(std::int64_t number, std::string_view noun);
+
 }  // namespace hetlora
