@@ -7,7 +7,7 @@ FIRST = (
     "test_resume.py", "test_setup.py", "test_audit_methods.py", "test_plugins.py", "test_merge_rules.py",
     "test_bad_input.py", "test_gguf_models.py", "test_kernel_vectors.py", "test_families.py",
     "test_plugin_errors.py", "test_bad_input_mpi.py", "test_task_metrics.py", "test_method_state.py",
-    "test_big_corpus.py", "test_resume_damage.py", "test_start_adapter.py",
+    "test_classification.py", "test_big_corpus.py", "test_resume_damage.py", "test_start_adapter.py",
 )  # fmt: skip
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from hetlora.errors import InputError
+from hetlora.headline import Headline, headline
 from hetlora.run_record import RUN_SCHEMA, RunRecord, read_run
-
-HEADINGS = ("run", "method", "ranks", "rounds", "ppl before", "ppl after", "up MB", "slots alive", "time s")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,20 +35,20 @@ def column(rounds: dict[str, np.ndarray], name: str, run: RunRecord) -> np.ndarr
     return np.asarray(rounds[name], dtype=np.float64)
 
 
-def row_of(run: RunRecord) -> dict[str, str]:
+def row_of(run: RunRecord, judged: Headline) -> dict[str, str]:
     """One line of the table: heading -> text. Row 0 of /rounds is the state before training."""
-    perplexity = column(run.rounds, "eval_perplexity", run)
+    values = column(run.rounds, judged.column, run)
     up = column(run.rounds, "bytes_up_true", run)
     seconds = column(run.rounds, "t_round_s", run)
     alive = np.asarray(run.rounds.get("slots_alive", []), dtype=np.float64)
-    measured = perplexity[~np.isnan(perplexity)]
+    measured = values[~np.isnan(values)]
     return {
         "run": run.path.resolve().name,
         "method": str(run.setting("strategy.preset", "?")),
         "ranks": rank_law(run.config.get("lora", {})),
         "rounds": str(run.n_rounds),
-        "ppl before": number(perplexity[0] if len(perplexity) else math.nan, 2),
-        "ppl after": number(measured[-1] if len(perplexity) > 1 and len(measured) else math.nan, 2),
+        f"{judged.short} before": number(values[0] if len(values) else math.nan, judged.digits),
+        f"{judged.short} after": number(measured[-1] if len(values) > 1 and len(measured) else math.nan, judged.digits),
         "up MB": number(np.nansum(up) / 1e6, 2),
         "slots alive": number(_last(alive), 0),
         "time s": number(np.nansum(seconds), 1),
@@ -69,11 +68,11 @@ def number(value: float, digits: int) -> str:
 def render(rows: list[dict[str, str]]) -> str:
     """The table as text: text columns to the left, numbers to the right."""
     left = {"run", "method", "ranks"}
-    widths = {h: max(len(h), *(len(row[h]) for row in rows)) for h in HEADINGS}
-    lines = [{h: h for h in HEADINGS}, {h: "-" * widths[h] for h in HEADINGS}, *rows]
+    names = list(rows[0])
+    widths = {h: max(len(h), *(len(row[h]) for row in rows)) for h in names}
+    lines = [{h: h for h in names}, {h: "-" * widths[h] for h in names}, *rows]
     text = [
-        "  ".join(line[h].ljust(widths[h]) if h in left else line[h].rjust(widths[h]) for h in HEADINGS)
-        for line in lines
+        "  ".join(line[h].ljust(widths[h]) if h in left else line[h].rjust(widths[h]) for h in names) for line in lines
     ]
     return "\n".join(line.rstrip() for line in text)
 
@@ -85,5 +84,6 @@ def main(argv: list[str]) -> int:
     for run in runs:
         for problem in run.problems:
             print(f"hetlora table: {run.path.name}: {problem}", file=sys.stderr)
-    print(render([row_of(run) for run in runs]))
+    judged = headline(runs)
+    print(render([row_of(run, judged) for run in runs]))
     return 0

@@ -19,6 +19,7 @@ import numpy as np
 import program
 import pytest
 import torch
+from hetlora.__main__ import main as analysis
 from hetlora.audit_model import float64_parts
 from safetensors.numpy import load_file
 
@@ -317,3 +318,15 @@ def test_export_carries_the_head(three_rounds, tmp_path):
     refused = program.start("export", folder, "--merged", "--to", tmp_path / "merged")
     assert refused.returncode == 2
     assert "merge_and_unload" in refused.stderr
+
+
+def test_table_and_report_speak_of_accuracy(three_rounds, tmp_path, capsys):
+    if three_rounds.family != "llama":
+        pytest.skip("once is enough")
+    assert analysis(["table", str(three_rounds.folder)]) == 0
+    heading, _, line = capsys.readouterr().out.splitlines()
+    assert "acc after" in heading and "ppl" not in heading
+    assert f"{logged(three_rounds.folder, 'rounds/eval_accuracy')[-1]:.4f}" in line
+    assert analysis(["report", str(three_rounds.folder), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Accuracy on held-out clients" in page and "Perplexity" not in page

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hetlora.headline import Headline, headline
 from hetlora.report import rows
 from hetlora.report.rows import Method
 from hetlora.report.theme import COLOURS, DASHES
@@ -131,11 +132,21 @@ def _seeds_note(methods: list[Method]) -> str:
     return "Bands: 95 % interval of the mean over seeds" + (" (none where there is one seed)." if 1 in counts else ".")
 
 
+def _headline(methods: list[Method]) -> Headline:
+    return headline(record for method in methods for record in method.records)
+
+
+def _scale(judged: Headline) -> dict:
+    return {} if judged.larger_is_better else {"type": "log", "nice": False}
+
+
 def perplexity(methods: list[Method]) -> Figure | None:
-    """Held-out perplexity by round."""
-    spec = _curve(methods, "eval_perplexity", "held-out perplexity", type="log", nice=False)
-    note = "Lower is better; round 0 is the base before training; logarithmic scale. " + _seeds_note(methods)
-    return spec and Figure("perplexity", "Perplexity on held-out clients", note, [spec])
+    """Held-out perplexity (of runs that classify: accuracy) by round."""
+    judged = _headline(methods)
+    spec = _curve(methods, judged.column, f"held-out {judged.name}", **_scale(judged))
+    better = "Higher is better" if judged.larger_is_better else "Lower is better; logarithmic scale"
+    note = f"{better}; round 0 is the base before training. " + _seeds_note(methods)
+    return spec and Figure(judged.name, f"{judged.name.capitalize()} on held-out clients", note, [spec])
 
 
 def training_loss(methods: list[Method]) -> Figure | None:
@@ -146,26 +157,28 @@ def training_loss(methods: list[Method]) -> Figure | None:
 
 
 def perplexity_by_bytes(methods: list[Method]) -> Figure | None:
-    """Perplexity against what clients sent."""
-    values = rows.against_bytes(methods, "eval_perplexity")
+    """Perplexity (or accuracy) against what clients sent."""
+    judged = _headline(methods)
+    values = rows.against_bytes(methods, judged.column)
     if not values:
         return None
     tooltip = [
         _axis("method", "method", "nominal"), _axis("round", "round"), _axis("megabytes", "MB sent"),
-        _axis("mean", "perplexity"),
+        _axis("mean", judged.name),
     ]  # fmt: skip
     spec = _spec(
         values,
         mark={"type": "line", "point": {"size": 28, "filled": True}},
         encoding={
             "x": _axis("megabytes", "true bytes sent by clients so far (MB)"),
-            "y": _axis("mean", "held-out perplexity", scale={"type": "log", "nice": False}),
+            "y": _axis("mean", f"held-out {judged.name}", scale=_scale(judged) or {"zero": False}),
             "order": {"field": "round"}, **_by_method(methods), "tooltip": tooltip, "opacity": _faded(methods),
         },
         **_pick(methods),
     )  # fmt: skip
     note = "What real clients would send, at their own lora_rank; means over seeds."
-    return Figure("perplexity-by-bytes", "Perplexity against communication", note, [spec])
+    title = f"{judged.name.capitalize()} against communication"
+    return Figure(f"{judged.name}-by-bytes", title, note, [spec])
 
 
 def alive_slots(methods: list[Method]) -> Figure | None:

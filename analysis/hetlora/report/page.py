@@ -7,6 +7,7 @@ from importlib import resources
 
 from hetlora import __version__
 from hetlora.errors import need
+from hetlora.headline import Headline, headline
 from hetlora.report.figures import Figure
 from hetlora.report.replies import conversations
 from hetlora.report.rows import Method, values
@@ -42,6 +43,7 @@ def render(methods: list[Method], figures: list[Figure], title: str) -> str:
     jinja2 = need("jinja2", "report")
     template = resources.files("hetlora.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     records = [record for method in methods for record in method.records]
+    judged = headline(records)
     replies = conversations(methods)  # before the warnings: it may add problems
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
@@ -50,7 +52,8 @@ def render(methods: list[Method], figures: list[Figure], title: str) -> str:
         warnings=warnings(methods),
         highlights=highlights(records),
         swept=[{"key": key, "values": _distinct(column)} for key, column in swept_of(records).items()],
-        runs=[run_line(method, record) for method in methods for record in method.records][:MOST_RUNS_LISTED],
+        headline=judged.name,
+        runs=[run_line(method, record, judged) for method in methods for record in method.records][:MOST_RUNS_LISTED],
         runs_left_out=max(0, len(records) - MOST_RUNS_LISTED),
         figures=figures,
         conversations=replies,
@@ -93,8 +96,9 @@ def warnings(methods: list[Method]) -> list[str]:
                 found.append(f"{record.name} ({method.label}) is {STATES_IN_WORDS.get(record.state, record.state)}: "
                              f"{record.n_rounds} rounds are shown.")  # fmt: skip
             found += [f"{record.name}: {problem}" for problem in record.problems]
-            if record.n_rounds and not any(math.isfinite(v) for v in values(record, "eval_perplexity")):
-                found.append(f"{record.name}: perplexity was never measured (all NaN).")
+            judged = headline([record])
+            if record.n_rounds and not any(math.isfinite(v) for v in values(record, judged.column)):
+                found.append(f"{record.name}: {judged.name} was never measured (all NaN).")
         found += slots_warning(method)
     if len({record.n_rounds for method in methods for record in method.records if record.state == "done"}) > 1:
         found.append("The runs have different numbers of rounds: compare them at the same round only.")
@@ -120,9 +124,9 @@ def highlights(records: list[RunRecord]) -> list[dict]:
     return [{"key": key, "value": str(shared[key])} for key in HIGHLIGHTS if shared.get(key) not in (None, "")]
 
 
-def run_line(method: Method, record: RunRecord) -> dict[str, str]:
+def run_line(method: Method, record: RunRecord, judged: Headline) -> dict[str, str]:
     """One line of the table of runs."""
-    perplexity = [v for v in values(record, "eval_perplexity") if math.isfinite(v)]
+    measured = [v for v in values(record, judged.column) if math.isfinite(v)]
     sent = sum(v for v in values(record, "bytes_up_true") if math.isfinite(v))
     seconds = sum(v for v in values(record, "t_round_s") if math.isfinite(v))
     alive = [v for v in values(record, "slots_alive") if math.isfinite(v)]
@@ -132,8 +136,8 @@ def run_line(method: Method, record: RunRecord) -> dict[str, str]:
         "seed": str(record.setting("experiment.seed", "-")),
         "state": STATES_IN_WORDS.get(record.state, record.state),
         "rounds": str(record.n_rounds),
-        "before": f"{perplexity[0]:.3f}" if perplexity else "-",
-        "after": f"{perplexity[-1]:.3f}" if len(perplexity) > 1 else "-",
+        "before": f"{measured[0]:.3f}" if measured else "-",
+        "after": f"{measured[-1]:.3f}" if len(measured) > 1 else "-",
         "megabytes": f"{sent / 1e6:.2f}",
         "slots": f"{int(alive[-1])}/{record.rank_max}" if alive and record.rank_max else "-",
         "seconds": f"{seconds:.1f}",
