@@ -94,6 +94,15 @@ TEST(Partition, a_tiny_alpha_gives_each_label_to_one_client) {
     EXPECT_LE(non_empty, 3);
 }
 
+TEST(Partition, labels_have_shares_of_their_own) {
+    const auto sequences = some_sequences(300, 30);
+    const Deal deal = deal_sequences(sequences, Part::train,
+                                     {.kind = PartitionKind::dirichlet, .n_clients = 50, .dirichlet_alpha = 1e-5});
+    int non_empty = 0;
+    for (std::int64_t c = 0; c < 50; ++c) non_empty += deal.of(c).empty() ? 0 : 1;
+    EXPECT_GE(non_empty, 15);  // 30 labels, each with a client drawn among 50: 23 are expected
+}
+
 TEST(Partition, a_large_alpha_is_nearly_even) {
     const auto sequences = some_sequences(4000, 2);
     const Deal deal = deal_sequences(sequences, Part::train,

@@ -288,4 +288,79 @@ MUTATIONS = [
         "if (false)",
         ("store_test",),
     ),
+    # Model families
+    Mutation(
+        "Llama 3's rotary scaling with its middle band the wrong way round",
+        "src/model/rotary_rule.cpp",
+        "return (T{1} - smooth) * frequency / factor + smooth * frequency;",
+        "return smooth * frequency / factor + (T{1} - smooth) * frequency;",
+        ("families_test",),
+    ),
+    Mutation(
+        "Qwen 3's norm of the heads with a scale of 1 in the backward",
+        "src/model/engine_norms.cpp",
+        "ops::rms_norm_backward(dy_ME, raw_ME, weight_E, rstd_M, d_raw_ME);",
+        "ops::rms_norm_backward(dy_ME, raw_ME, weight_E, rstd_M.new_ones(rstd_M.sizes()), d_raw_ME);",
+        ("families_test",),
+    ),
+    # Partitions
+    Mutation(
+        "Dirichlet shares of the first label for all",
+        "src/data/partition.cpp",
+        "dirichlet_shares(first->label, options)",
+        "dirichlet_shares(0, options)",
+        ("data_test",),
+    ),
+    Mutation(
+        "one log-normal draw for the sizes of all clients",
+        "src/data/partition.cpp",
+        "static_cast<int>(quantity_normal), 0, client, 0);",
+        "static_cast<int>(quantity_normal), 0, 0, 0);",
+        ("data_test",),
+    ),
+    # Metrics
+    Mutation(
+        "macro F1 that counts classes nobody has",
+        "src/train/label_scores.cpp",
+        "if (truths + predictions == 0) continue;\n        ++occurring;",
+        "++occurring;\n        if (truths + predictions == 0) continue;",
+        ("train_scores_test",),
+    ),
+    Mutation(
+        "ROUGE-1 that counts a word of the answer again and again",
+        "src/train/text_scores.cpp",
+        "--found->second;\n        ++common;",
+        "++common;",
+        ("train_scores_test",),
+    ),
+    # GGUF files
+    Mutation(
+        "upper and lower halves of GGUF's bytes taken for each other",
+        "src/store/gguf_formats.cpp",
+        "byte_at(from, i % 16) >> (i / 16 * 4) & 15U;",
+        "byte_at(from, i % 16) >> ((1 - i / 16) * 4) & 15U;",
+        ("store_test",),
+    ),
+    Mutation(
+        "the least value of a GGUF format taken off instead of added",
+        "src/store/gguf_formats.cpp",
+        "to[i] = scale * static_cast<float>(nibble(from + 4, i)) + least;",
+        "to[i] = scale * static_cast<float>(nibble(from + 4, i)) - least;",
+        ("store_test",),
+    ),
+    # Plugins
+    Mutation(
+        "a plugin's negative weights accepted",
+        "src/fed/checked_method.cpp",
+        "if (weight_C[c].item<double>() >= 0.0) continue;",
+        "if (std::isfinite(weight_C[c].item<double>())) continue;",
+        ("fed_checked_method",),
+    ),
+    Mutation(
+        "a plugin's choice of more slots than the lora_rank accepted",
+        "src/fed/checked_method.cpp",
+        "if (count == lora_rank) continue;",
+        "if (count >= lora_rank) continue;",
+        ("fed_checked_method",),
+    ),
 ]  # fmt: skip

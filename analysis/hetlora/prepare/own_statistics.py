@@ -74,7 +74,8 @@ class Account:
         own = self.sequences_of_clients if len(self.sequences_of_clients) else np.zeros(1, dtype=np.int64)
         result = [
             f"split: {self.rule}",
-            f"training sequences of a client: median {int(np.median(own))}, largest {own.max()}, {len(own)} clients",
+            f"training sequences of a client: median {int(np.median(own))}, largest {own.max()}, "
+            f"{len(own)} client{'' if len(own) == 1 else 's'}",
             f"length of a record in tokens: median {middle}, 90 % {most}, largest {self.lengths.max()}",
             f"truncated: {self.truncated:,} of {n:,} ({self.truncated / n:.1%}); left out: {self.dropped:,} too long, "
             f"{self.without_loss:,} without a loss token",

@@ -54,9 +54,11 @@ def print_summary(
     path: str, prepared: Prepared, tokenizer: TextTokenizer, style: str, summary: dict, seconds: float
 ) -> None:
     """Print the counts that `describe` made."""
+    plural = "" if summary["clients"] == 1 else "s"
     print(
-        f"wrote {path}: {summary['clients']} clients ({summary['held_out']} held out), {summary['tokens']:,} tokens, "
-        f"{summary['loss_tokens']:,} loss tokens ({summary['loss_tokens'] / summary['tokens']:.1%}), {seconds:.1f} s"
+        f"wrote {path}: {summary['clients']} client{plural} ({summary['held_out']} held out), "
+        f"{summary['tokens']:,} tokens, {summary['loss_tokens']:,} loss tokens "
+        f"({summary['loss_tokens'] / summary['tokens']:.1%}), {seconds:.1f} s"
     )
     print(f"  tokenizer {tokenizer.name} ({tokenizer.vocab_size} tokens), style {style}, licence {prepared.license}")
     for part, counts in summary["parts"].items():
