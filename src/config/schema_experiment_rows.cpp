@@ -103,10 +103,29 @@ void add_lora(std::vector<ConfigKey>& rows) {
     using S = LoraSettings;
     SectionBuilder<S> section("lora", &Settings::lora, rows);
     // Those of all families of models; which of them this model has is known when it is read (model/families.hpp).
-    const std::vector<std::string> matrices = {
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "attn.c_proj", "c_fc",
-        "mlp.c_proj", "query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense", "q_lin",
-        "k_lin", "v_lin", "out_lin", "lin1", "lin2"};
+    const std::vector<std::string> matrices = {"q_proj",
+                                               "k_proj",
+                                               "v_proj",
+                                               "o_proj",
+                                               "gate_proj",
+                                               "up_proj",
+                                               "down_proj",
+                                               "c_attn",
+                                               "attn.c_proj",
+                                               "c_fc",
+                                               "mlp.c_proj",
+                                               "query",
+                                               "key",
+                                               "value",
+                                               "attention.output.dense",
+                                               "intermediate.dense",
+                                               "output.dense",
+                                               "q_lin",
+                                               "k_lin",
+                                               "v_lin",
+                                               "out_lin",
+                                               "lin1",
+                                               "lin2"};
     section.names({"targets", Identity::run, "matrices of every layer that carry an adapter, by the family's names"},
                   &S::targets, matrices, "all-linear", false);
     section.choice({"rank_distribution", Identity::run,
