@@ -37,7 +37,9 @@ void RunEvaluation::measure_test(const RoundRow& row, std::span<const double> gl
     const bool is_best = row.eval_loss < best_loss_;
     if (is_best) best_loss_ = row.eval_loss;
     if (wanted == TestEvaluation::none || !(is_last || (wanted == TestEvaluation::best && is_best))) return;
-    const double loss = evaluate(EvaluationPart::test, global).mean_loss();
+    const EvaluationSums sums = evaluate(EvaluationPart::test, global);
+    const double loss = sums.mean_loss();
+    values["test_accuracy"] = sums.accuracy();  // logged where extra_metrics() has it
     values["test_loss"] = loss;
     values["test_perplexity"] = std::exp(loss);
     for (const auto& [name, value] : measure_tasks(transport_, experiment_, global, experiment_.test_questions))

@@ -83,6 +83,8 @@ std::vector<ExtraMetric> extra_metrics(const Settings& settings) {
     if (settings.evaluation.test != TestEvaluation::none) {
         all.push_back({"test_loss", "nat", "eval_loss on the test part, where it was measured (evaluation.test)"});
         all.push_back({"test_perplexity", "1", "exp(eval_test_loss)"});
+        if (settings.model.task == Task::classification)
+            all.push_back({"test_accuracy", "1", "share of the test part's texts judged right, where it was measured"});
     }
     std::ranges::sort(all, {}, &ExtraMetric::name);
     return all;

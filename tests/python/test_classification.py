@@ -211,9 +211,8 @@ def test_evaluation_equals_peft(three_rounds):
             scores.append(2 * hits / (predicted.count(k) + truth.count(k)))
         assert logged(folder, f"rounds/{prefix}loss")[-1] == pytest.approx(loss, abs=1e-9)
         assert logged(folder, f"rounds/{prefix}macro_f1")[-1] == pytest.approx(np.mean(scores), abs=1e-12)
-        if part == 1:
-            right = np.mean([p == t for p, t in zip(predicted, truth, strict=True)])
-            assert logged(folder, "rounds/eval_accuracy")[-1] == pytest.approx(right)
+        right = np.mean([p == t for p, t in zip(predicted, truth, strict=True)])
+        assert logged(folder, f"rounds/{prefix}accuracy")[-1] == pytest.approx(right)
 
 
 def test_bytes_count_the_head(three_rounds):
