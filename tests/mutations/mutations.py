@@ -363,4 +363,12 @@ MUTATIONS = [
         "if (count >= lora_rank) continue;",
         ("fed_checked_method",),
     ),
+    # Classification heads
+    Mutation(
+        "heads of dropped clients counted in the average's weights",
+        "src/fed/head_average.cpp",
+        "if (!report.dropped) samples += report.n_samples;",
+        "samples += report.n_samples;",
+        ("fed_core_test",),
+    ),
 ]  # fmt: skip
