@@ -6,12 +6,24 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdlib>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/tensor/ops.hpp"
 
 namespace hetlora {
 namespace {
+
+/// On Intel processors MKL rounds a row by how many rows the call has, unless its strict reproducible mode is asked for
+/// before its first call. (No cost was measured; on other processors it keeps to one way by itself, and the mode would
+/// take its slowest path.) A mode that the user set stays.
+[[maybe_unused]] const bool strict_products = [] {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_is("intel")) setenv("MKL_CBWR", "AUTO,STRICT", /*overwrite=*/0);
+#endif
+    return true;
+}();
 
 /// oneDNN's linear through the dispatcher: the library itself is not exported from LibTorch.
 at::Tensor onednn_pack(const at::Tensor& weight_OI) {

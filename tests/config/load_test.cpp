@@ -241,7 +241,9 @@ TEST(LoadProblem, lists_are_checked_part_by_part) {
     EXPECT_EQ(
         problems("", {"lora.targets=q_proj,w_proj"}),
         Texts{"command line: lora.targets = q_proj,w_proj: 'w_proj' is not one of q_proj, k_proj, v_proj, o_proj, "
-              "gate_proj, up_proj, down_proj, c_attn, attn.c_proj, c_fc, mlp.c_proj; did you mean q_proj?"});
+              "gate_proj, up_proj, down_proj, c_attn, attn.c_proj, c_fc, mlp.c_proj, query, key, value, "
+              "attention.output.dense, intermediate.dense, output.dense, q_lin, k_lin, v_lin, out_lin, lin1, lin2; did "
+              "you mean q_proj?"});
     EXPECT_EQ(problems("", {"lora.targets=q_proj,q_proj"}),
               Texts{"command line: lora.targets = q_proj,q_proj: 'q_proj' stands in the list twice"});
     EXPECT_EQ(problems("", {"lora.targets="}).size(), 1U);
