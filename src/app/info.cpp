@@ -53,7 +53,10 @@ std::string describe_model(const std::filesystem::path& path) {
         "{}, {} positions, {} head{}{}, {}\n",
         config.family->model_type, config.family->architecture, human_count(static_cast<double>(config.parameters())),
         config.layers, config.hidden_size, config.intermediate_size, config.heads, config.kv_heads, config.head_size,
-        config.vocab_size, config.usable_positions(), config.tied_head ? "tied" : "own",
+        config.vocab_size, config.usable_positions(),
+        config.family->encoder ? "no"
+        : config.tied_head     ? "tied"
+                               : "own",
         config.family->linear_bias ? ", biases"
         : config.family->qkv_bias  ? ", biases on q, k, v"
                                    : "",

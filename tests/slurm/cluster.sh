@@ -45,6 +45,8 @@ write_conf() {
     cat >"$dir/slurm.conf" <<END
 ClusterName=hetlora-test
 SlurmctldHost=$host(127.0.0.1)
+# PMIx keeps a folder in /tmp by the number of job and step: no two clusters of a machine may count the same jobs.
+FirstJobId=$((controller_port * 100))
 SlurmctldPort=$controller_port
 SlurmdPort=$node_port
 SlurmUser=root
