@@ -51,7 +51,8 @@ def kill_once(world, run: Path, mpi_ranks: int) -> bool:
     """Starts or resumes the run and kills one rank of it; False if none was alive any more."""
     reached = status(run)["round"] if (run / "status.json").exists() else -1
     process = launch("run", "--config", world.ini, "--output", run, "--resume", mpi_ranks=mpi_ranks)
-    moment = random.randint(reached, ROUNDS - 1)  # reached: while it starts
+    # reached: while it starts; all rounds are reached already by a run that was killed just before its COMPLETE
+    moment = random.randint(min(reached, ROUNDS - 1), ROUNDS - 1)
     if moment >= 0:
         with contextlib.suppress(AssertionError):
             wait_for_round(run, moment, process)
