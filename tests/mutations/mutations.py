@@ -86,8 +86,8 @@ MUTATIONS = [
     Mutation(
         "attention sees later tokens of its block (causal mask)",
         ATTENTION,
-        "const int64_t seen = keys_seen.of_row(i0 + i);\n            T largest",
-        "const int64_t seen = keys_seen.last(i0, i / 4 * 4, rows);\n            T largest",
+        "const int64_t seen = keys_seen.of_row(i0 + i);\n            // Whole vectors",
+        "const int64_t seen = keys_seen.last(i0, i / tile_rows * tile_rows, rows);\n            // Whole vectors",
         ("tensor_test", "model_test"),
     ),
     # Encoders and classification heads
