@@ -78,13 +78,12 @@ at::Tensor Engine::layer_forward(std::size_t l, const TokenBatch& batch, const L
     const auto adapt = [&](std::initializer_list<int> targets, const at::Tensor& input,
                            std::initializer_list<at::Tensor> outputs) {
         if (pass.runs.empty() || !adapted(l, targets)) return;
-        const at::Tensor wide_input = as(input, residual_dtype_);
         for (std::size_t i = 0; i < targets.size(); ++i) {
             const auto target = static_cast<std::size_t>(targets.begin()[i]);
             const int matrix = placement_[l][target];
             if (matrix < 0) continue;
             z[target] =
-                lora_forward(pass, static_cast<std::size_t>(matrix), wide_input, outputs.begin()[i], arena_, scratch_);
+                lora_forward(pass, static_cast<std::size_t>(matrix), input, outputs.begin()[i], arena_, scratch_);
         }
     };
 
@@ -194,13 +193,12 @@ void Engine::layer_backward(std::size_t l, const TokenBatch& batch, const LoraPa
     const auto adapt = [&](std::initializer_list<int> targets, std::initializer_list<at::Tensor> d_outputs,
                            const at::Tensor& input, const at::Tensor& d_input) {
         const std::int64_t mark = scratch_.mark();
-        const at::Tensor wide_input = as(input, residual_dtype_);
         for (std::size_t i = 0; i < targets.size(); ++i) {
             const auto target = static_cast<std::size_t>(targets.begin()[i]);
             const int matrix = placement_[l][target];
             if (matrix < 0) continue;
-            lora_backward(pass, static_cast<std::size_t>(matrix), as(d_outputs.begin()[i], residual_dtype_), wide_input,
-                          saved.z[target], d_input, scratch_);
+            lora_backward(pass, static_cast<std::size_t>(matrix), d_outputs.begin()[i], input, saved.z[target], d_input,
+                          scratch_);
         }
         scratch_.release(mark);
     };

@@ -46,12 +46,20 @@ void apply_dropout(const RowRun& run, std::size_t matrix, double probability, at
     });
 }
 
-/// The rows that enter A: x itself, or a masked copy.
+/// x in the adapters' dtype.
+at::Tensor wide(const at::Tensor& x, const at::Tensor& factor, Arena& scratch) {
+    if (x.scalar_type() == factor.scalar_type()) return x;
+    at::Tensor copy = scratch.take(x.sizes(), factor.scalar_type());
+    copy.copy_(x);
+    return copy;
+}
+
+/// The rows that enter A: x itself, or a masked copy in the adapters' dtype.
 at::Tensor adapter_input(const LoraPass& pass, const RowRun& run, std::size_t matrix, const at::Tensor& x_ND,
                          Arena& arena) {
     const at::Tensor x = run_rows(x_ND, run);
     if (pass.dropout == 0.0) return x;
-    at::Tensor masked = arena.take(x.sizes(), x.scalar_type());
+    at::Tensor masked = arena.take(x.sizes(), run.group->theta_CP.scalar_type());
     masked.copy_(x);
     apply_dropout(run, matrix, pass.dropout, masked);
     return masked;
@@ -67,9 +75,12 @@ at::Tensor flat_rows(const at::Tensor& x_ND, const RowRun& run) {
     return x_ND.narrow(0, run.row0, run.clients * run.rows_per_client);
 }
 
-/// Whether our own kernels take these: on the CPU, and nothing narrower than the adapters.
-bool use_kernels(const at::Tensor& x, const at::Tensor& other) {
-    return ops::has_kernels(x) && x.scalar_type() == other.scalar_type();
+/// Whether our own kernels take these: on the CPU, the factors in what x is computed in, y an activation as x or of the
+/// residual stream.
+bool use_kernels(const at::Tensor& x, const at::Tensor& y, const at::Tensor& factor) {
+    const at::ScalarType computed = x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type();
+    return ops::has_kernels(x) && factor.scalar_type() == computed &&
+           (y.scalar_type() == x.scalar_type() || y.scalar_type() == computed);
 }
 
 /// target += scale * left right, also where target is narrower than the factors (one rounding, at the end).
@@ -196,12 +207,12 @@ std::vector<at::Tensor> lora_forward(const LoraPass& pass, std::size_t matrix, c
         const std::int64_t mark = scratch.mark();
         const LoraMatrix& lora = run.group->matrices[matrix];
         const at::Tensor x = adapter_input(pass, run, matrix, x_ND, scratch);
-        at::Tensor z = arena.take({run.clients, run.rows_per_client, run.group->width()}, x.scalar_type());
-        if (use_kernels(x, y_NO)) {
+        at::Tensor z = arena.take({run.clients, run.rows_per_client, run.group->width()}, lora.a_CWD.scalar_type());
+        if (use_kernels(x, y_NO, lora.a_CWD)) {
             ops::lora_forward(x.flatten(0, 1), of_run(lora.a_CWD, run), of_run(lora.bt_CWO, run), run.scale,
                               flat_rows(y_NO, run), z);
         } else {
-            at::bmm_out(z, x, of_run(lora.a_CWD, run).transpose(1, 2));
+            at::bmm_out(z, wide(x, lora.a_CWD, scratch), of_run(lora.a_CWD, run).transpose(1, 2));
             add_product(run_rows(y_NO, run), z, of_run(lora.bt_CWO, run), run.scale, scratch);
         }
         z_of_run.push_back(std::move(z));
@@ -218,25 +229,26 @@ void lora_backward(const LoraPass& pass, std::size_t matrix, const at::Tensor& d
         const std::int64_t mark = scratch.mark();
         const LoraMatrix& lora = run.group->matrices[matrix];
         const at::Tensor x = adapter_input(pass, run, matrix, x_ND, scratch);
-        if (pass.dropout == 0.0 && use_kernels(x, dx_ND.defined() ? dx_ND : dy_NO)) {
+        if (pass.dropout == 0.0 && use_kernels(x, dy_NO, lora.a_CWD)) {
             ops::lora_backward(x.flatten(0, 1), flat_rows(dy_NO, run), z_of_run[r], of_run(lora.a_CWD, run),
                                of_run(lora.bt_CWO, run), run.scale, of_run(lora.grad_a_CWD, run),
                                of_run(lora.grad_bt_CWO, run), dx_ND.defined() ? flat_rows(dx_ND, run) : dx_ND);
             scratch.release(mark);
             continue;
         }
-        const at::Tensor dy = run_rows(dy_NO, run);
-        at::Tensor dz = scratch.take({run.clients, run.rows_per_client, run.group->width()}, x.scalar_type());
+        const at::Tensor dy = wide(run_rows(dy_NO, run), lora.a_CWD, scratch);
+        const at::Tensor wide_x = wide(x, lora.a_CWD, scratch);
+        at::Tensor dz = scratch.take({run.clients, run.rows_per_client, run.group->width()}, dy.scalar_type());
         at::bmm_out(dz, dy, of_run(lora.bt_CWO, run).transpose(1, 2));
         dz.mul_(run.scale);
         of_run(lora.grad_bt_CWO, run).baddbmm_(z_of_run[r].transpose(1, 2), dy, 0, run.scale);
-        of_run(lora.grad_a_CWD, run).baddbmm_(dz.transpose(1, 2), x, 0, 1);
+        of_run(lora.grad_a_CWD, run).baddbmm_(dz.transpose(1, 2), wide_x, 0, 1);
         if (dx_ND.defined()) {
             at::Tensor dx = run_rows(dx_ND, run);
             if (pass.dropout == 0.0) {
                 add_product(dx, dz, of_run(lora.a_CWD, run), 1.0, scratch);
             } else {
-                at::Tensor masked = scratch.take(x.sizes(), x.scalar_type());
+                at::Tensor masked = scratch.take(x.sizes(), dz.scalar_type());
                 at::bmm_out(masked, dz, of_run(lora.a_CWD, run));
                 apply_dropout(run, matrix, pass.dropout, masked);
                 dx.add_(masked);

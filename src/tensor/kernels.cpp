@@ -31,7 +31,9 @@ std::int64_t attention_scratch_size(std::int64_t length, std::int64_t head_size)
 }
 
 std::int64_t lora_scratch_size(const LoraShape& shape) {
-    return shape.width * (shape.inputs > shape.outputs ? shape.inputs : shape.outputs) + 2 * shape.rows * shape.width;
+    constexpr std::int64_t row_block = 64;  // as in kernels_lora.inc
+    const std::int64_t transposed = shape.width * (shape.inputs > shape.outputs ? shape.inputs : shape.outputs);
+    return transposed + row_block * (2 * shape.width + 2 * shape.inputs + shape.outputs);
 }
 
 VectorLevel best_vector_level() {

@@ -227,20 +227,29 @@ void lora_forward(const at::Tensor& x, const at::Tensor& a, const at::Tensor& bt
     const std::int64_t blocks = (rows + block - 1) / block;
     shape.rows = std::min(rows, block);
     const std::int64_t scratch_size = lora_scratch_size(shape);
+    const bool residual = y.scalar_type() != x.scalar_type();
     with_scalar(x, [&](auto zero) {
-        using T = Compute<decltype(zero)>;
+        using S = decltype(zero);
+        using T = Compute<S>;
         at::parallel_for(0, z.size(0) * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
             thread_local std::vector<T> scratch;
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t task = begin; task < end; ++task) {
                 const std::int64_t client = task / blocks;
                 const std::int64_t first = task % blocks * block;
+                const std::int64_t row = client * rows + first;
                 LoraShape part = shape;
                 part.rows = std::min(block, rows - first);
-                kernels<T>().lora_forward(
-                    data_of<T>(x) + (client * rows + first) * part.x_stride, data_of<T>(a) + client * a.stride(0),
-                    data_of<T>(bt) + client * bt.stride(0), data_of<T>(z) + (client * rows + first) * part.width,
-                    data_of<T>(y) + (client * rows + first) * part.y_stride, part, scratch.data());
+                const auto call = [&](auto kernel, auto* y_row) {
+                    kernel(data_of<S>(x) + row * part.x_stride, data_of<T>(a) + client * a.stride(0),
+                           data_of<T>(bt) + client * bt.stride(0), data_of<T>(z) + row * part.width, y_row, part,
+                           scratch.data());
+                };
+                if (residual) {
+                    call(kernels<S>().lora_forward_residual, data_of<T>(y) + row * part.y_stride);
+                } else {
+                    call(kernels<S>().lora_forward, data_of<S>(y) + row * part.y_stride);
+                }
             }
         });
     });
@@ -251,19 +260,26 @@ void lora_backward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& 
     LoraShape shape = lora_shape(x, dy, z, scale);
     shape.dx_stride = dx.defined() ? dx.stride(0) : 0;
     const std::int64_t scratch_size = lora_scratch_size(shape);
+    const bool residual = dy.scalar_type() != x.scalar_type();
     with_scalar(x, [&](auto zero) {
-        using T = Compute<decltype(zero)>;
+        using S = decltype(zero);
+        using T = Compute<S>;
         at::parallel_for(0, z.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
             thread_local std::vector<T> scratch;
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t client = begin; client < end; ++client) {
                 const std::int64_t row = client * shape.rows;
-                kernels<T>().lora_backward(
-                    data_of<T>(x) + row * shape.x_stride, data_of<T>(dy) + row * shape.y_stride,
-                    data_of<T>(z) + row * shape.width, data_of<T>(a) + client * a.stride(0),
-                    data_of<T>(bt) + client * bt.stride(0), data_of<T>(da) + client * da.stride(0),
-                    data_of<T>(dbt) + client * dbt.stride(0),
-                    dx.defined() ? data_of<T>(dx) + row * shape.dx_stride : nullptr, shape, scratch.data());
+                const auto call = [&](auto kernel, const auto* dy_row) {
+                    kernel(data_of<S>(x) + row * shape.x_stride, dy_row, data_of<T>(z) + row * shape.width,
+                           data_of<T>(a) + client * a.stride(0), data_of<T>(bt) + client * bt.stride(0),
+                           data_of<T>(da) + client * da.stride(0), data_of<T>(dbt) + client * dbt.stride(0),
+                           dx.defined() ? data_of<S>(dx) + row * shape.dx_stride : nullptr, shape, scratch.data());
+                };
+                if (residual) {
+                    call(kernels<S>().lora_backward_residual, data_of<T>(dy) + row * shape.y_stride);
+                } else {
+                    call(kernels<S>().lora_backward, data_of<S>(dy) + row * shape.y_stride);
+                }
             }
         });
     });

@@ -93,7 +93,7 @@ struct LoraPass {
 };
 
 /// y[:, :] += s * (dropout(x) A^T) Bt for every run.
-/// @param x_ND in the adapters' dtype
+/// @param x_ND an activation: in the adapters' dtype, or narrower
 /// @param y_NO column slice of the matrix's output, contiguous columns; may be narrower than the adapters' dtype
 /// @return the products x A^T of each run, which the backward needs (they live in `arena`)
 [[nodiscard]] std::vector<at::Tensor> lora_forward(const LoraPass& pass, std::size_t matrix, const at::Tensor& x_ND,
@@ -101,7 +101,7 @@ struct LoraPass {
 
 /// Writes the gradients of A and Bt, and adds the input's gradient to dx (if defined).
 /// dB^T = s z^T dy,  dz = s dy B,  dA = dz^T x,  dx += dz A   with z = x A^T.
-/// @param dy_NO, x_ND in the adapters' dtype; dx_ND may be narrower
+/// @param dy_NO of the output or, for what is added to it, of the residual stream; x_ND, dx_ND as in lora_forward
 void lora_backward(const LoraPass& pass, std::size_t matrix, const at::Tensor& dy_NO, const at::Tensor& x_ND,
                    const std::vector<at::Tensor>& z_of_run, at::Tensor dx_ND, Arena& scratch);
 

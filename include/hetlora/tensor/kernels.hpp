@@ -100,10 +100,15 @@ struct Kernels {
     void (*cross_entropy)(S* logits_NV, const std::int64_t* target_N, const T* row_scale_N, double* loss_N,
                           std::uint8_t* correct_N, std::int64_t rows, std::int64_t vocabulary, bool want_gradient);
     /// z = x A^T [rows, W] and y += scale z Bt, for A [W, inputs] and Bt [W, outputs].
-    void (*lora_forward)(const T* x, const T* a_WI, const T* bt_WO, T* z_RW, T* y, const LoraShape& shape, T* scratch);
+    void (*lora_forward)(const S* x, const T* a_WI, const T* bt_WO, T* z_RW, S* y, const LoraShape& shape, T* scratch);
     /// dBt = scale z^T dy,  dA = dz^T x,  dx += dz A (where dx is not null), with dz = scale dy B.
-    void (*lora_backward)(const T* x, const T* dy, const T* z_RW, const T* a_WI, const T* bt_WO, T* da_WI, T* dbt_WO,
-                          T* dx, const LoraShape& shape, T* scratch);
+    void (*lora_backward)(const S* x, const S* dy, const T* z_RW, const T* a_WI, const T* bt_WO, T* da_WI, T* dbt_WO,
+                          S* dx, const LoraShape& shape, T* scratch);
+    /// The same where y and dy are of the residual stream.
+    void (*lora_forward_residual)(const S* x, const T* a_WI, const T* bt_WO, T* z_RW, T* y, const LoraShape& shape,
+                                  T* scratch);
+    void (*lora_backward_residual)(const S* x, const T* dy, const T* z_RW, const T* a_WI, const T* bt_WO, T* da_WI,
+                                   T* dbt_WO, S* dx, const LoraShape& shape, T* scratch);
     /// out = x + y, element by element (the residual stream plus a branch's output); out may be x.
     void (*add)(const T* x, const S* y, T* out, std::int64_t count);
     /// Sum of squares in float64, in a fixed order.

@@ -80,10 +80,11 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
 
 /// The LoRA terms of some clients with equally many consecutive rows each: z = x A^T, y += scale z Bt.
 /// x [C*R, I] and y [C*R, O] may be column slices; a [C, W, I], bt [C, W, O] and z [C, R, W] (written) have contiguous
-/// clients. All of one dtype, on the CPU.
+/// clients. On the CPU. x is an activation; y one too, or of the residual stream; a, bt and z are what x is computed in
+/// (float for bfloat16).
 void lora_forward(const at::Tensor& x, const at::Tensor& a_CWI, const at::Tensor& bt_CWO, double scale, at::Tensor y,
                   at::Tensor z_CRW);
-/// Writes da and dbt, and adds to dx where that is defined.
+/// Writes da and dbt, and adds to dx (of x's dtype) where that is defined. dy as y above.
 void lora_backward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& z_CRW, const at::Tensor& a_CWI,
                    const at::Tensor& bt_CWO, double scale, at::Tensor da_CWI, at::Tensor dbt_CWO, at::Tensor dx);
 
