@@ -124,14 +124,14 @@ class Runner:
         }  # fmt: skip
         command = [sys.executable, "-m", SYSTEMS[system].module, *SYSTEMS[system].options]
         command += [str(word) for pair in options.items() for word in pair]
-        code, peak_mib, lines = self._start(command, limit_s)
+        code, lines = self._start(command, limit_s)
         if code != 0:
             return Outcome(error=problem(code, lines))
         result = json.loads(out.read_text())
         with np.load(out.with_suffix(".npz")) as file:
             adapter = [file[f"arr_{i}"] for i in range(len(file.files))]
         return Outcome(
-            result["losses"], result["round_s"], adapter, result["start_s"], peak_mib, result["facts"]
+            result["losses"], result["round_s"], adapter, result["start_s"], result["peak_mib"], result["facts"]
         )  # fmt: skip
 
     def _hetlora(self, system, folder, rounds, limit_s, place, _attention) -> Outcome:
@@ -142,13 +142,14 @@ class Runner:
         changes.append(f"model.precision={SYSTEMS[system].precision}")
         begin = time.time()
         command = [str(self.program), "run", "--config", str(folder / "config.ini"), *changes]
-        code, peak_mib, lines = self._start(command, limit_s)
+        code, lines = self._start(command, limit_s)
         if code != 0:
             return Outcome(error=problem(code, lines))
         with h5py.File(run_dir / "run.h5") as file:
             losses = file["rounds/train_loss"][1:].tolist()
             evaluation_s = np.nan_to_num(file["rounds/t_eval_s"][:])  # NaN = this round had none
             seconds = file["rounds/t_round_s"][:]
+            peak_mib = float(file["rounds/peak_memory_bytes"][:].max()) / 2**20
         # The end of round 1 is known to the outside; what lies before its first step is the rest.
         first = next((when for when, line in lines if line.lstrip().startswith("round 1/")), math.nan)
         matrices = Schedule.load(folder / "schedule.npz").matrices
@@ -159,18 +160,17 @@ class Runner:
             peak_mib,
         )  # fmt: skip
 
-    def _start(self, command: list[str], limit_s: float) -> tuple[int, float, list[tuple[float, str]]]:
-        """(exit code, peak MiB, lines of output with the time of each)."""
+    def _start(self, command: list[str], limit_s: float) -> tuple[int, list[tuple[float, str]]]:
+        """(exit code, lines of output with the time of each)."""
         process = subprocess.Popen(
             command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         timer = threading.Timer(limit_s, process.kill)
         timer.start()
         lines = [(time.time(), line.rstrip()) for line in process.stdout]
-        _, status, usage = os.wait4(process.pid, 0)
+        process.wait()
         timer.cancel()
-        process.returncode = os.waitstatus_to_exitcode(status)
-        return process.returncode, usage.ru_maxrss / 1024, lines
+        return process.returncode, lines
 
 
 def problem(code: int, lines: list[tuple[float, str]]) -> str:

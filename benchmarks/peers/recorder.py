@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,10 +56,18 @@ class Recorder:
         out = self.arguments.out
         np.savez(out.with_suffix(".npz"), *[tensor.detach().float().numpy() for tensor in adapter])
         result = {
-            "round_s": self.round_s, "losses": self.losses, "start_s": self.start_s,
+            "round_s": self.round_s, "losses": self.losses, "start_s": self.start_s, "peak_mib": peak_mib(),
             "facts": self.facts | {"torch": torch.__version__},
         }  # fmt: skip
         out.write_text(json.dumps(result))
+
+
+def peak_mib() -> float:
+    """Largest resident memory of this process. (ru_maxrss begins at the size of the process which started it.)"""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return math.nan
 
 
 def fastest(candidates: dict[str, Callable[[], object]], recorder: Recorder, name: str, tries: int = 2) -> str:

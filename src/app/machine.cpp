@@ -90,17 +90,25 @@ std::int64_t usable_cores() {
     return std::max(1U, std::thread::hardware_concurrency());
 }
 
-/// "0-3,8" as Linux writes it.
-static std::string usable_core_ranges() {
+/// What Linux says of this process behind a key of /proc/self/status; empty where there is no such line.
+static std::string process_status(std::string_view key) {
     std::ifstream status("/proc/self/status");
     for (std::string line; std::getline(status, line);) {
-        constexpr std::string_view key = "Cpus_allowed_list:";
         if (line.starts_with(key)) return std::string(trim(std::string_view(line).substr(key.size())));
     }
-    return "?";
+    return {};
+}
+
+/// "0-3,8" as Linux writes it.
+static std::string usable_core_ranges() {
+    const std::string ranges = process_status("Cpus_allowed_list:");
+    return ranges.empty() ? "?" : ranges;
 }
 
 std::int64_t peak_memory_bytes() {
+    // Not ru_maxrss: that begins at the size of the process which started this one.
+    const std::string kilobytes = process_status("VmHWM:");
+    if (!kilobytes.empty()) return std::strtoll(kilobytes.c_str(), nullptr, 10) * 1024;
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
     return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
