@@ -386,12 +386,13 @@ void Corpus::check_labelled(const IndexedSequence& s, std::span<const Window> wi
 }
 
 WindowTokens Corpus::read(const WindowRef& ref) const {
-    const SequenceInfo info = file_.sequence(ref.sequence);
-    WindowTokens window =
-        cut_window(file_.read(ref.sequence, window_stretch(info.length, ref.window, shape_)), ref.window, shape_);
+    const IndexRange place = file_.place(ref.sequence);
+    const IndexRange stretch = window_stretch(place.size(), ref.window, shape_);
+    WindowTokens window = cut_window(file_.read(ref.sequence, place, stretch), ref.window, shape_);
     if (options_.classification) {
+        const std::int32_t label = file_.sequence(ref.sequence).label;
         for (std::int32_t& target : window.targets) {
-            if (target >= 0) target = info.label;
+            if (target >= 0) target = label;
         }
     }
     return window;

@@ -241,16 +241,20 @@ SequenceInfo CorpusFile::sequence(std::int64_t sequence) const {
 
 std::vector<SequenceInfo> CorpusFile::sequences(IndexRange range) const { return impl_->sequences(range); }
 
-SequenceTokens CorpusFile::read(std::int64_t sequence) const {
-    const SequenceInfo info = this->sequence(sequence);
-    return read(sequence, {0, info.length});
-}
-
-SequenceTokens CorpusFile::read(std::int64_t sequence, IndexRange stretch) const {
+IndexRange CorpusFile::place(std::int64_t sequence) const {
     impl_->check_range({sequence, sequence + 1}, n_sequences(), "sequences");
     const auto offsets = read_rows<std::int64_t>(impl_->offset, {sequence, sequence + 2});
-    impl_->check_range(stretch, offsets[1] - offsets[0], "tokens of a sequence");
-    const IndexRange rows{offsets[0] + stretch.begin, offsets[0] + stretch.end};
+    return {offsets[0], offsets[1]};
+}
+
+SequenceTokens CorpusFile::read(std::int64_t sequence) const {
+    const IndexRange all = place(sequence);
+    return read(sequence, all, {0, all.size()});
+}
+
+SequenceTokens CorpusFile::read(std::int64_t sequence, IndexRange place, IndexRange stretch) const {
+    impl_->check_range(stretch, place.size(), "tokens of a sequence");
+    const IndexRange rows{place.begin + stretch.begin, place.begin + stretch.end};
     SequenceTokens tokens{.ids = read_rows<std::int32_t>(impl_->ids, rows),
                           .mask = read_rows<std::uint8_t>(impl_->mask, rows)};
     impl_->check_tokens(tokens, sequence, stretch);

@@ -107,8 +107,11 @@ public:
     /// All tokens of a sequence.
     /// @throws Error (input) for an id outside the vocabulary, a mask other than 0 or 1, or one that is 1 at token 0.
     [[nodiscard]] SequenceTokens read(std::int64_t sequence) const;
-    /// Tokens [stretch.begin, stretch.end) of a sequence, counted from its start. @throws as read()
-    [[nodiscard]] SequenceTokens read(std::int64_t sequence, IndexRange stretch) const;
+    /// Where a sequence's tokens lie among the tokens of the file: one read instead of all of sequence()'s.
+    [[nodiscard]] IndexRange place(std::int64_t sequence) const;
+    /// Tokens [stretch.begin, stretch.end) of the sequence that lies at `place`, counted from its start.
+    /// @throws as read()
+    [[nodiscard]] SequenceTokens read(std::int64_t sequence, IndexRange place, IndexRange stretch) const;
     /// Masks of the tokens [tokens.begin, tokens.end) of the whole file, unchecked (for counting in big blocks).
     [[nodiscard]] std::vector<std::uint8_t> read_mask(IndexRange tokens) const;
 
