@@ -80,13 +80,15 @@ TEST(CorpusFile, stretches_and_mask_blocks) {
     test::write_corpus(folder / "x.h5", raw);
     const CorpusFile file(folder / "x.h5");
     const SequenceTokens whole = file.read(1);
-    const SequenceTokens part = file.read(1, {2, 5});
+    const SequenceTokens part = file.read(1, file.place(1), {2, 5});
     EXPECT_EQ(part.ids, std::vector<std::int32_t>(whole.ids.begin() + 2, whole.ids.begin() + 5));
     EXPECT_EQ(part.mask, std::vector<std::uint8_t>(whole.mask.begin() + 2, whole.mask.begin() + 5));
-    EXPECT_TRUE(file.read(1, {3, 3}).ids.empty());
+    EXPECT_TRUE(file.read(1, file.place(1), {3, 3}).ids.empty());
     EXPECT_EQ(file.read_mask({0, file.n_tokens()}), raw.mask);
-    EXPECT_THROW((void)file.read(1, {0, 1000}), Error);
+    EXPECT_THROW((void)file.read(1, file.place(1), {0, 1000}), Error);
+    EXPECT_EQ(file.place(1).size(), std::ssize(whole.ids));
     EXPECT_THROW((void)file.read(-1), Error);
+    EXPECT_THROW((void)file.place(file.n_sequences()), Error);
     EXPECT_THROW((void)file.sequence(file.n_sequences()), Error);
     EXPECT_THROW((void)file.client_name(6), Error);
 }
