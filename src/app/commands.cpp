@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 
 #include "hetlora/app/bench.hpp"
 #include "hetlora/app/build_info.hpp"
@@ -124,6 +125,22 @@ int run_run(Transport& transport, const CommandLine& command, const std::string&
     for (const auto& warning : experiment.choice.warnings) terminal.warn(warning);
     terminal.info(describe_experiment(experiment, transport));
     return run_experiment(transport, experiment, terminal, command_text, point);
+}
+
+/// For job scripts: a launcher may end with 0 though it started nothing. Written in place, since a renamed file may be
+/// seen late on a network file system. @return the code
+int leave_exit_code(Transport& transport, const CommandLine& command, int code) {
+    agree(transport, "writing --exit-file", [&] {
+        if (!command.exit_file || !transport.is_root()) return;
+        std::ofstream file(*command.exit_file);
+        file << code << '\n';
+        if (!file.flush()) {
+            throw environment_error(
+                "cannot write the exit code to --exit-file {}: check the folder, free space and quota",
+                command.exit_file->string());
+        }
+    });
+    return code;
 }
 
 int run_check(Transport& transport, const CommandLine& command, Terminal& terminal) {
@@ -266,7 +283,8 @@ int run_plain_verb(const CommandLine& command) {
 
 int run_verb(Transport& transport, const CommandLine& command, const std::string& command_text) {
     Terminal terminal(transport.is_root());
-    if (command.verb == "run") return run_run(transport, command, command_text, terminal);
+    if (command.verb == "run")
+        return leave_exit_code(transport, command, run_run(transport, command, command_text, terminal));
     if (command.verb == "check") return run_check(transport, command, terminal);
     if (command.verb == "evaluate")
         return run_evaluate(transport, load(transport, command, RequiredFor::run), command, terminal);

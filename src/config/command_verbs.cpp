@@ -60,8 +60,11 @@ CommandVerb sweep_verb() {
 
 const std::vector<CommandVerb>& command_verbs() {
     static const std::vector<CommandVerb> verbs = {
-        with_settings("run", " [--output DIR] [--resume]", "train: federated fine-tuning of one adapter", true,
-                      {output_flag, {"--resume", "", "go on from the last checkpoint of the run's folder"}}),
+        with_settings("run", " [--output DIR] [--resume] [--exit-file FILE]",
+                      "train: federated fine-tuning of one adapter", true,
+                      {output_flag,
+                       {"--resume", "", "go on from the last checkpoint of the run's folder"},
+                       {"--exit-file", "FILE", "write the exit code there at the end (for job scripts)"}}),
         with_settings("check", " [--reference]", "validate everything, print the resolved config; train nothing", true,
                       {output_flag, {"--reference", "", "print every config key with default and help"}}),
         with_settings("plan", " [--mpi-ranks N] [--json FILE]",

@@ -48,6 +48,7 @@ TEST(CommandLine, values_may_follow_an_equals_sign_and_hold_some) {
 }
 
 TEST(CommandLine, files_that_other_programs_read) {
+    EXPECT_EQ(parse_command_line({"run", "--exit-file", "code"}).exit_file, "code");
     EXPECT_EQ(parse_command_line({"evaluate", "--json=figures"}).json, "figures");
 }
 
