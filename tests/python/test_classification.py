@@ -181,7 +181,6 @@ def test_wrong_uses_are_refused(world, tmp_path):
         ),
         (world, {"data__sequence_length": 5}, "more than data.sequence_length = 5"),
         (world, {"evaluation__metrics": "rouge1"}, "has rouge1, which needs next tokens"),
-        (world, {"output__trace": "true"}, "cannot be replayed with"),
         (world, {"evaluation__samples": 2}, "needs next tokens"),
     ]
     for files, changes, text in cases:
