@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import families
 import labelled
 import numpy as np
 import program
@@ -180,6 +181,16 @@ def test_merged_is_the_classifier_that_peft_makes(ended, tmp_path):
         mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts])
         together = merged(input_ids=padded, attention_mask=mask).logits
     assert (together - alone).abs().max() < 1e-5
+
+
+def test_a_merged_encoder_is_a_base_again_and_a_decoder_says_that_it_is_none(ended, tmp_path):
+    program.finished("export", ended.folder, "--merged", "--to", tmp_path / "merged")
+    words = ["evaluate", "--config", ended.folder / "config.ini", f"model.path={tmp_path / 'merged'}"]
+    done = program.start(*words)
+    if ended.family in families.ENCODERS:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 3 and "ForSequenceClassification" in done.stderr and "is not supported" in done.stderr
 
 
 def loss_of(model: torch.nn.Module, data: Path, part: int) -> float:
