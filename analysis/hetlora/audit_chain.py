@@ -33,23 +33,26 @@ class Chain:
         self.private = Private({})
         self.optimizer = ServerOptimizer(replay.settings)
         self.base = replay.base.start if replay.base else []
+        self.heads: list[tuple[Event, np.ndarray]] = []
 
     def round(self, number: int, events: list[Event], results: dict[int, Participation | None]) -> None:
         """One round from our own global alone; reuses a replay that started from identical numbers."""
         replay, report = self.replay, self.replay.report
         if replay.base:
             replay.base.load(self.base)
-        uploads = []
+        uploads, self.heads = [], []
+        head = replay.heads.own if replay.heads else None
         for event in events:
             rank = min(self.ranks.get(event.client, event.lora_rank), self.settings.lora_rank_cap(number))
             report.equal(RANKS, rank == event.lora_rank, f"{event.place()} before")
             received, size = self._received(event, rank)
             result = results[event.index]
             identical = size == event.lora_rank_before and np.array_equal(received, replay.trace.received(event))
+            identical = identical and (head is None or np.array_equal(head, replay.trace.global_head(number - 1)))
             if not identical or (replay.base and not self._same_base()):
                 windows = replay.data.client_windows(event.client) if replay.natural else []
                 plan = batches(windows, self.settings, event.client, number) if windows else replay.batches(event)
-                result = replay.clients.train(Start(event, received, size, rank, plan), compare=False)
+                result = replay.clients.train(Start(event, received, size, rank, plan, head), compare=False)
             self.ranks[event.client] = rank
             if event.dropped or not result.finite:
                 continue
@@ -59,6 +62,7 @@ class Chain:
             if replay.personal:
                 self.private.keep(event.client, result.sent, self.layout, result.lora_rank_after)
             uploads.append(replay.merges.upload(event, received, size, result.sent, result.lora_rank_after))
+            self.heads.append((event, result.head))
         self._server(number, events, uploads)
 
     def _same_base(self) -> bool:
@@ -83,6 +87,8 @@ class Chain:
 
     def _server(self, number: int, events: list[Event], uploads: list) -> None:
         replay, report = self.replay, self.replay.report
+        if replay.heads:
+            replay.heads.own_round(number, self.heads)
         traced = replay.trace.global_adapter(number)
         step = replay.merges.server(number, events, self.glob, uploads, self.optimizer, traced)
         self.glob = step.glob

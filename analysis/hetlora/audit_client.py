@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from hetlora.audit_config import Settings
 from hetlora.audit_data import Prepared, Window
+from hetlora.audit_heads import Head, HeadTraining
 from hetlora.audit_model import float64_parts, is_transposed
 from hetlora.audit_trace import Layout, join, split
 
@@ -28,6 +29,7 @@ class Participation:
     finite: bool = True
     masks: list = field(default_factory=list)  #: rows of A and of Bt of every matrix that trained
     trained: np.ndarray | None = None  #: before pruning, canonical form at lora_rank_before
+    head: np.ndarray | None = None  #: the classification head as trained
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Task:
     reference: np.ndarray | None = None  #: factors whose tail the prune compares with; None: those received
     masks: list[tuple[np.ndarray, np.ndarray]] | None = None  #: rows of A and of Bt that train; None: all
     prox_mu: float = 0.0  #: mu of mu/2 ||theta - received||^2
+    head: np.ndarray | None = None  #: the classification head received
+    head_learning_rate: float = 0.0
 
 
 def tail_norm(adapter: np.ndarray, layout: Layout, lora_rank: int, start: int) -> float:
@@ -57,6 +61,7 @@ class ClientTrainer:
         self.dtype = next(base.parameters()).dtype
         self.model: PeftModel | None = None
         self.tail = settings.policy("local_extra") == "tail_prune"
+        self.head = Head(base) if settings.labels else None
 
     def _adapter(self, lora_rank: int) -> str:
         """Makes the PEFT adapter of this lora_rank the active one; returns its name."""
@@ -103,6 +108,9 @@ class ClientTrainer:
         """Summed NLL of the window's counting targets; a window starts at position 0 and sees itself only."""
         inputs, rows, targets = self.data.tokens(window)
         logits = self.model(input_ids=torch.from_numpy(inputs)[None]).logits[0]
+        if self.head:  # the text's label, in the place of its only counting target
+            label = torch.tensor(int(self.data.label[window.sequence]))
+            return torch.nn.functional.cross_entropy(logits, label)
         log_probability = torch.log_softmax(logits[torch.from_numpy(rows)], dim=-1)
         return -log_probability.gather(1, torch.from_numpy(targets)[:, None]).sum()
 
@@ -135,6 +143,9 @@ class ClientTrainer:
         start = self.settings.tail_start(lora_rank)
         penalty = float(self.settings.get("strategy.prune_lambda", 0.01)) if self.tail and start < lora_rank else 0.0
         clip = float(self.settings.get("local.clip_norm", 0.0))
+        head = None
+        if self.head:
+            head = HeadTraining(self.head, task.head, self._optimizer, task.head_learning_rate, clip)
         out = Participation(lora_rank_after=lora_rank)
         for batch in task.batches:
             optimizer.zero_grad()
@@ -155,6 +166,8 @@ class ClientTrainer:
             if clip > 0:
                 torch.nn.utils.clip_grad_norm_(flat, clip)
             optimizer.step()
+            if head:
+                head.step()
             with torch.no_grad():  # weight decay too leaves frozen entries alone
                 for x, rows, old in zip(flat, frozen, before, strict=True):
                     x[rows] = old[rows]
@@ -162,6 +175,9 @@ class ClientTrainer:
             out.n_loss_tokens.append(count)
         trained = join([(a.detach().double().numpy(), b.detach().double().numpy().T) for a, b in parameters])
         out.finite = bool(np.isfinite(out.losses).all() and np.isfinite(trained).all())
+        if self.head:
+            out.head = self.head.values()
+            out.finite = out.finite and bool(np.isfinite(out.head).all())
         if not out.finite:
             return out
         out.trained = out.sent = trained

@@ -110,9 +110,19 @@ class Settings:
         alpha = float(self.get("lora.lora_alpha", 16))
         return alpha / (lora_rank if rule == "alpha_over_rank" else math.sqrt(lora_rank))
 
-    def learning_rate(self, round_number: int) -> float:
+    @property
+    def labels(self) -> bool:
+        """True for a classification run."""
+        return self.get("model.task", "causal") == "classification"
+
+    def head_learning_rate(self, round_number: int) -> float:
+        """Of a classification head, by the adapters' schedule; 0 in the config: theirs."""
+        own = float(self.get("local.head_learning_rate", 0.0) or 0.0)
+        return self.learning_rate(round_number, own or None)
+
+    def learning_rate(self, round_number: int, base: float | None = None) -> float:
         """Learning rate of round t = 1..rounds: warm-up t / warmup, then from 1 to lr_final_fraction at t = rounds."""
-        base = float(self.get("local.learning_rate", 2e-3))
+        base = float(self.get("local.learning_rate", 2e-3)) if base is None else base
         warmup, rounds = int(self.get("local.lr_warmup_rounds", 0)), int(self.get("experiment.rounds", 10))
         schedule, last = self.get("local.lr_schedule", "constant"), float(self.get("local.lr_final_fraction", 0.1))
         if round_number <= warmup:

@@ -86,6 +86,8 @@ class Prepared:
             self.part = file["sequences/part"][:]
             self.client_offset = file["clients/offset"][:]
             self.held_out = file["clients/held_out"][:].astype(bool)
+            self.label = file["sequences/label"][:] if "sequences/label" in file else None
+            self.n_labels = len(file["labels/name"]) if "labels/name" in file else 0
         self._cache: dict[int, list[Window]] = {}
 
     @property

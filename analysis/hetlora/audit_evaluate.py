@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 from hetlora.audit_client import ClientTrainer, mean_nll
 from hetlora.audit_config import AuditError
 from hetlora.audit_data import Window
-from hetlora.audit_model import load_base
 from hetlora.audit_products import Base, change_difference
 from hetlora.audit_replay import Replay
 from hetlora.audit_trace import resize
@@ -68,8 +67,13 @@ class Evaluation:
         """The evaluation of a round, where one was measured."""
         adapter = self.replay.trace.global_adapter(number)
         if adapter is not None and number in self.rows:
+            self._load_head(number)
             ours = self._personal(adapter) if self.replay.personal else self._global(adapter)
             self.report.relative(ROWS, ours, self.rows[number], f"round {number}")
+
+    def _load_head(self, number: int) -> None:
+        if self.replay.trainer.head:
+            self.replay.trainer.head.load(self.replay.trace.global_head(number))
 
     def _global(self, adapter: np.ndarray) -> float:
         return self.replay.trainer.evaluate(adapter, self.replay.rank_max, self.windows)
@@ -102,8 +106,9 @@ class Evaluation:
         # Not measured after the last round, or on other data: our own evaluation of the traced global instead.
         theirs = None if replay.personal else self.rows.get(last)
         if theirs is None:
+            self._load_head(last)
             theirs = self._global(replay.trace.global_adapter(last))
-        fresh = ClientTrainer(load_base(replay.model_path, replay.dtype), replay.layout, replay.settings, replay.data)
+        fresh = ClientTrainer(replay.load_base(), replay.layout, replay.settings, replay.data)
         if replay.base:
             Base(fresh.base, replay.layout).load(replay.base_now)
         fresh.model = PeftModel.from_pretrained(fresh.base, str(folder), autocast_adapter_dtype=False).to(replay.dtype)

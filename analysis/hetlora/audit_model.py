@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.llama.modeling_llama import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
@@ -25,6 +25,8 @@ FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "
 
 #: Families whose code computes in the weights' dtype throughout
 PLAIN = {"gpt2"}
+#: Of those the ones that classify only
+ENCODERS = ("bert", "distilbert", "roberta")
 
 #: Canonical order of the adapted matrices within one transformer layer: name in lora.targets -> module of the layer.
 TARGETS = {
@@ -37,8 +39,21 @@ OWN_TARGETS = {
     "gpt2": {
         "c_attn": "attn.c_attn", "attn.c_proj": "attn.c_proj", "c_fc": "mlp.c_fc", "mlp.c_proj": "mlp.c_proj",
     },
+    "distilbert": {
+        "q_lin": "attention.q_lin", "k_lin": "attention.k_lin", "v_lin": "attention.v_lin",
+        "out_lin": "attention.out_lin", "lin1": "ffn.lin1", "lin2": "ffn.lin2",
+    },
+    "bert": {
+        "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
+        "attention.output.dense": "attention.output.dense", "intermediate.dense": "intermediate.dense",
+        "output.dense": "output.dense",
+    },
 }  # fmt: skip
-OWN_LAYERS = {"gpt2": "transformer.h"}
+OWN_TARGETS["roberta"] = OWN_TARGETS["bert"]
+OWN_LAYERS = {
+    "gpt2": "transformer.h", "distilbert": "distilbert.transformer.layer", "bert": "bert.encoder.layer",
+    "roberta": "roberta.encoder.layer",
+}  # fmt: skip
 
 
 def _rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -102,22 +117,26 @@ def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> 
     setattr(owner, name, value)
 
 
-def load_base(path: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def load_base(path: str | Path, dtype: torch.dtype = torch.float32, labels: int = 0) -> torch.nn.Module:
     """The base model of a Hugging Face folder, frozen, in evaluation mode, with eager attention.
 
-    Weights stored in half precision are widened exactly. Nothing is downloaded.
+    Weights stored in half precision are widened exactly. Nothing is downloaded. `labels` > 0: under a classification
+    head of so many labels, whose values are not the folder's.
     """
     config = AutoConfig.from_pretrained(str(path), local_files_only=True)
-    if dtype == torch.float64 and config.model_type not in FAMILIES:
+    if dtype == torch.float64 and config.model_type not in (*FAMILIES, *ENCODERS):
         raise ValueError(
             f"precision fp64 can be audited for model_type {', '.join(FAMILIES)} only, this base is "
             f"{config.model_type!r} - {path} - audit a run with precision fp32"
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        str(path), dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    kind, more = (AutoModelForSequenceClassification, {"num_labels": labels}) if labels else (AutoModelForCausalLM, {})
+    model = kind.from_pretrained(
+        str(path), dtype=torch.float32, attn_implementation="eager", local_files_only=True, **more
     )
     model = model.to(dtype).eval()
     model.config.use_cache = False
+    if labels and config.model_type in FAMILIES:
+        model.config.pad_token_id = None  # one text at a time: its last token is the last one
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model

@@ -36,6 +36,7 @@ class Start:
     size: int  #: slots of `received`
     lora_rank: int  #: the client's
     plan: list[list[Window]]  #: the batch of every local step
+    head: np.ndarray | None = None  #: the classification head received
 
 
 class Participations:
@@ -56,7 +57,7 @@ class Participations:
             reference = resize(self.initial, self.layout, int(settings.get("lora.rank_max", 32)), start.size)
         masks = self._masks(start, compare)
         task = Task(start.received, start.size, start.plan, settings.learning_rate(number), reference, masks,
-                    settings.prox_mu(number))  # fmt: skip
+                    settings.prox_mu(number), start.head, settings.head_learning_rate(number))  # fmt: skip
         result = self.trainer.train(task)
         result.masks = masks
         if result.finite and len(start.event.slots) and settings.policy("receive") == "all":
@@ -73,7 +74,8 @@ class Participations:
         epoch = batches(windows, settings, event.client, event.round, steps_per_epoch(settings, len(windows)))
         everything = [(np.full(start.size, trained[0]), np.full(start.size, trained[1])) for _ in self.layout]
         first = self.trainer.train(Task(start.received, start.size, epoch, settings.learning_rate(event.round), None,
-                                        everything, settings.prox_mu(event.round)))  # fmt: skip
+                                        everything, settings.prox_mu(event.round), start.head,
+                                        settings.head_learning_rate(event.round)))  # fmt: skip
         if first.trained is None:
             return everything
         values = score(self.layout, start.received, first.trained, start.size, trained)
@@ -92,8 +94,9 @@ class Participations:
         """From the traced received adapter, compared with the trace in every respect."""
         report, place = self.report, event.place()
         result = self.train(
-            Start(event, self.trace.received(event), event.lora_rank_before, event.lora_rank, plan), compare=True
-        )
+            Start(event, self.trace.received(event), event.lora_rank_before, event.lora_rank, plan,
+                  self.trace.global_head(event.round - 1)), compare=True,
+        )  # fmt: skip
         report.equal("dropped clients equal", event.dropped == (not result.finite), place)
         if event.dropped or not result.finite:
             result.lora_rank_after = event.lora_rank_before

@@ -13,6 +13,7 @@ from hetlora.audit_chain import BASE, GLOBAL, RANKS, RECEIVED, Chain
 from hetlora.audit_client import ClientTrainer, Participation
 from hetlora.audit_config import AuditError, Settings, read_settings
 from hetlora.audit_data import Prepared, Window, batches, steps_of
+from hetlora.audit_heads import Heads
 from hetlora.audit_merge import FORM, FROM_UPLOADS, Merges
 from hetlora.audit_methods import Private, expected_received, received_size, slots_are_valid
 from hetlora.audit_model import adapter_layout, load_base
@@ -58,7 +59,7 @@ class Replay:
             raise AuditError(f"no base model folder - {model_path} (model.path) - give one with --model DIR{made}")
         self.model_path = model_path
         self.dtype = torch.float64 if self.settings.precision == "fp64" else torch.float32
-        base = load_base(model_path, self.dtype)
+        base = self.load_base()
         self.layout = adapter_layout(base, str(self.settings.get("lora.targets", "q_proj,v_proj")))
         if self.layout != self.trace.layout:
             raise AuditError(
@@ -79,6 +80,7 @@ class Replay:
         self.prunes = policy("local_extra") == "tail_prune"
         self.personal = policy("shared_factors") == "a"
         self.report = self._declare(options)
+        self.heads = Heads(self) if self.settings.labels else None
         self.clients = Participations(self.trainer, self.data, self.trace, self.report)
         self.last_rank: dict[int, int] = {}  # client -> its lora_rank after its latest participation, as traced
         self.private = Private({})
@@ -148,10 +150,14 @@ class Replay:
                     results[event.index] = result
                     replayed += 1
                     ours += pruned and result.lora_rank_after < event.lora_rank
+                    if self.heads and not event.dropped and result.finite:
+                        self.heads.sent(event, result)
                 self.last_rank[event.client] = event.lora_rank_after if pruned else event.lora_rank
                 if self.personal and not event.dropped:
                     self.private.keep(event.client, self.trace.sent(event), self.layout, event.lora_rank_after)
             self.base_now = self.merges.traced_round(number, events)
+            if self.heads:
+                self.heads.traced_round(number, events)
             if chain:
                 chain.round(number, events, results)
             if self.after_round:
@@ -172,6 +178,10 @@ class Replay:
             "the lines 'own chain' use nothing of the trace but round 0 and what the program draws"
         )
         return self.report
+
+    def load_base(self) -> torch.nn.Module:
+        """The stock model anew."""
+        return load_base(self.model_path, self.dtype, self.data.n_labels if self.settings.labels else 0)
 
     def _load_base(self) -> None:
         self.base_before = self.base_now

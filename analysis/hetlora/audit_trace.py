@@ -159,6 +159,11 @@ class Trace:
         self._window = file["windows/window"][:]
         self.global_rounds = [int(r) for r in file["globals/round"][:]]
         self._global_offset = file["globals/offset"][:]
+        self.has_heads = "heads" in file
+        if self.has_heads:
+            self._head_size = int(np.asarray(file["heads"].attrs["n_values"]).ravel()[0])
+            self._head_offset = file["heads/sent_offset"][:]
+            self._head_samples = file["heads/n_samples"][:]
 
     def received(self, event: Event) -> np.ndarray:
         """The adapter that the client received, canonical form at lora_rank_before."""
@@ -169,6 +174,22 @@ class Trace:
         """The adapter that the client sent, canonical form at lora_rank_after (may be empty when dropped)."""
         low, high = self._sent_offset[event.index : event.index + 2]
         return self.file["adapters/sent"][low:high]
+
+    def sent_head(self, event: Event) -> np.ndarray:
+        """The classification head that the client sent."""
+        low, high = self._head_offset[event.index : event.index + 2]
+        return self.file["heads/sent"][low:high]
+
+    def head_samples(self, event: Event) -> float:
+        """What the client's head counts in the average: its number of texts."""
+        return float(self._head_samples[event.index])
+
+    def global_head(self, round_number: int) -> np.ndarray | None:
+        """The global head after this round (0 = initial); None where nothing was traced."""
+        if not self.has_heads or round_number not in self.global_rounds:
+            return None
+        low = self.global_rounds.index(round_number) * self._head_size
+        return self.file["heads/global"][low : low + self._head_size]
 
     def steps(self, event: Event) -> list[Step]:
         """Local steps of the participation, in order."""

@@ -12,7 +12,12 @@ from hetlora.runs_where import check_keys, where_filter
 
 SEED_KEYS = ("experiment.seed", *(f"experiment.{name}" for name in SEEDS))
 PART = "evaluation.part"
-TEST_COLUMNS = {"eval_loss": "eval_test_loss", "eval_perplexity": "eval_test_perplexity"}
+
+
+def column_on_test(metric: str) -> str:
+    """The column that evaluation.test adds for a metric of the evaluation; "" for what has none."""
+    evaluated = metric.startswith("eval_") and not metric.startswith("eval_test_")
+    return metric.replace("eval_", "eval_test_", 1) if evaluated else ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class MethodRun:
 
     def curve(self, metric: str) -> np.ndarray:
         """A column of /rounds as float64 [round]; all NaN where the run has none."""
-        values = self.record.rounds.get(TEST_COLUMNS.get(metric, metric) if self.beside else metric)
+        values = self.record.rounds.get(column_on_test(metric) if self.beside else metric)
         if values is None:
             return np.full(self.record.committed_rounds, np.nan)
         return np.asarray(values, np.float64)
@@ -102,7 +107,7 @@ def choose_runs(records: list[RunRecord], question: Question) -> Chosen:
         part = str(record.setting(PART, "valid"))
         run = MethodRun(record, name, method, tuned, seeds(record), part)
         chosen.runs.append(run)
-        if part == "valid" and question.metric in TEST_COLUMNS:
+        if part == "valid" and column_on_test(question.metric):
             beside = replace(run, part="test", beside=True)
             if not np.isnan(beside.curve(question.metric)).all():
                 chosen.runs.append(beside)

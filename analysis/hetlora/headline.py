@@ -25,5 +25,9 @@ ACCURACY = Headline("eval_accuracy", "accuracy", "acc", 4, True)
 
 def headline(records: Iterable[RunRecord]) -> Headline:
     """Accuracy where every run classifies (model.task), else perplexity."""
-    tasks = {str(record.setting("model.task", "causal")) for record in records}
-    return ACCURACY if tasks == {"classification"} else PERPLEXITY
+    return headline_of(str(record.setting("model.task", "causal")) for record in records)
+
+
+def headline_of(tasks: Iterable[str]) -> Headline:
+    """The same of the runs' model.task."""
+    return ACCURACY if set(tasks) == {"classification"} else PERPLEXITY

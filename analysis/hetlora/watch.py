@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hetlora.errors import UserError, need
+from hetlora.headline import ACCURACY, PERPLEXITY, headline_of
 from hetlora.run_config import read_config
 from hetlora.run_folders import find_runs
 from hetlora.run_state import HEARTBEAT_STALE_S, read_status, state_of
@@ -23,6 +24,8 @@ PLAIN_BARS = "_.-=*#"
 SPARK_WIDTH = 20
 COLOURS = {"done": "green", "running": "cyan", "waiting": "dim", "stopped": "yellow", "died": "red", "failed": "red",
            "damaged": "red"}  # fmt: skip
+#: What is shown of a run, by what it is judged by.
+FIGURES = {PERPLEXITY: ("perplexity",), ACCURACY: ("accuracy", "loss")}
 ENDED = ("done", "failed", "damaged", "stopped", "died")
 
 
@@ -43,6 +46,8 @@ class Tail:
     offset: int = 0
     losses: list[float] = field(default_factory=list)
     """Evaluation loss, else training loss, of every committed round; NaN where there is neither."""
+    accuracies: list[float] = field(default_factory=list)
+    """Of the evaluations only."""
     seconds: list[float] = field(default_factory=list)
 
     def look(self) -> None:
@@ -50,7 +55,7 @@ class Tail:
         try:
             size = self.file.stat().st_size
             if size < self.offset:
-                self.offset, self.losses, self.seconds = 0, [], []
+                self.offset, self.losses, self.accuracies, self.seconds = 0, [], [], []
             with open(self.file, "rb") as file:
                 file.seek(self.offset)
                 data = file.read()
@@ -66,6 +71,8 @@ class Tail:
             loss = row.get("eval_loss")
             loss = row.get("train_loss") if loss is None else loss
             self.losses.append(math.nan if loss is None else float(loss))
+            if row.get("eval_accuracy") is not None:
+                self.accuracies.append(float(row["eval_accuracy"]))
             self.seconds.append(float(row.get("t_round_s") or 0.0))
 
 
@@ -78,6 +85,8 @@ class Watched:
     tail: Tail
     state: str = "waiting"
     why: str = ""
+    task: str = "causal"
+    """model.task: what the run is judged by follows from it."""
     status: dict = field(default_factory=dict)
     rounds: int = 0
     wanted: int = 0
@@ -88,7 +97,9 @@ class Watched:
         wanted = None
         try:
             self.status = read_status(self.folder)
-            wanted = read_config(self.folder).get("experiment", {}).get("rounds")
+            config = read_config(self.folder)
+            wanted = config.get("experiment", {}).get("rounds")
+            self.task = str(config.get("model", {}).get("task", self.task))
         except UserError as error:
             self.why = str(error)
         self.rounds = max(0, len(self.tail.losses) - 1)
@@ -97,10 +108,28 @@ class Watched:
         self.why = why or self.why
 
     @property
+    def newest_loss(self) -> float:
+        """Of the newest round that has one, else NaN."""
+        return next((loss for loss in reversed(self.tail.losses) if math.isfinite(loss)), math.nan)
+
+    @property
+    def loss(self) -> str:
+        """The newest loss."""
+        return f"{self.newest_loss:.4f}" if math.isfinite(self.newest_loss) else "-"
+
+    @property
     def perplexity(self) -> str:
         """exp of the newest loss."""
-        known = [loss for loss in self.tail.losses if math.isfinite(loss)]
-        return f"{math.exp(min(known[-1], 700.0)):.3f}" if known else "-"
+        return f"{math.exp(min(self.newest_loss, 700.0)):.3f}" if math.isfinite(self.newest_loss) else "-"
+
+    @property
+    def accuracy(self) -> str:
+        """Of the newest evaluation."""
+        return f"{self.tail.accuracies[-1]:.4f}" if self.tail.accuracies else "-"
+
+    def figure(self, name: str) -> str:
+        """The cell of one of FIGURES; "-" where it says nothing of this run's task."""
+        return getattr(self, name) if name in FIGURES[headline_of([self.task])] else "-"
 
     @property
     def rate(self) -> str:
@@ -165,15 +194,17 @@ def table(watched: list[Watched], plain: bool):
         counts[run.state] = counts.get(run.state, 0) + 1
     title = ", ".join(f"{n} {state}" for state, n in sorted(counts.items(), key=lambda item: order[item[0]]))
     made = rich_table.Table(title=title, title_justify="left", box=None, pad_edge=False, expand=False)
+    judged = dict.fromkeys(headline_of([run.task]) for run in watched)
+    figures = [name for kind in judged for name in FIGURES[kind]]
     for name, justify, ratio in (("run", "left", 3), ("state", "left", None), ("round", "right", None),
-                                 ("perplexity", "right", None), ("", "left", None), ("a round", "right", None),
-                                 ("left", "right", None), ("note", "left", 2)):  # fmt: skip
+                                 *((name, "right", None) for name in figures), ("", "left", None),
+                                 ("a round", "right", None), ("left", "right", None), ("note", "left", 2)):  # fmt: skip
         made.add_column(name, justify=justify, ratio=ratio, no_wrap=name not in ("run", "note"), overflow="fold")
     for run in sorted(watched, key=lambda one: order[one.state]):
         made.add_row(
             rich_text.Text(run.name), rich_text.Text(run.state, style=COLOURS[run.state]),
-            f"{run.rounds}/{run.wanted or '?'}", run.perplexity, spark(run.tail.losses, plain), run.rate, run.left,
-            rich_text.Text(run.note),
+            f"{run.rounds}/{run.wanted or '?'}", *map(run.figure, figures),
+            spark(run.tail.losses, plain), run.rate, run.left, rich_text.Text(run.note),
         )  # fmt: skip
     return made
 

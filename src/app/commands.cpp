@@ -7,21 +7,20 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 
 #include "hetlora/app/bench.hpp"
 #include "hetlora/app/build_info.hpp"
-#include "hetlora/app/evaluate.hpp"
+#include "hetlora/app/evaluate_command.hpp"
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/app/export_run.hpp"
-#include "hetlora/app/group_evaluation.hpp"
 #include "hetlora/app/info.hpp"
+#include "hetlora/app/judged_adapter.hpp"
 #include "hetlora/app/machine.hpp"
-#include "hetlora/app/peft_adapter.hpp"
 #include "hetlora/app/plan_run.hpp"
 #include "hetlora/app/repair.hpp"
 #include "hetlora/app/resume.hpp"
 #include "hetlora/app/strategies_json.hpp"
-#include "hetlora/app/task_metrics.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/text.hpp"
@@ -128,6 +127,22 @@ int run_run(Transport& transport, const CommandLine& command, const std::string&
     return run_experiment(transport, experiment, terminal, command_text, point);
 }
 
+/// For job scripts: a launcher may end with 0 though it started nothing. Written in place, since a renamed file may be
+/// seen late on a network file system. @return the code
+int leave_exit_code(Transport& transport, const CommandLine& command, int code) {
+    agree(transport, "writing --exit-file", [&] {
+        if (!command.exit_file || !transport.is_root()) return;
+        std::ofstream file(*command.exit_file);
+        file << code << '\n';
+        if (!file.flush()) {
+            throw environment_error(
+                "cannot write the exit code to --exit-file {}: check the folder, free space and quota",
+                command.exit_file->string());
+        }
+    });
+    return code;
+}
+
 int run_check(Transport& transport, const CommandLine& command, Terminal& terminal) {
     if (command.reference) {
         if (transport.is_root()) std::fputs(reference_ini().c_str(), stdout);
@@ -150,38 +165,6 @@ void refuse_classification(Transport& transport, const Settings& settings, std::
     });
 }
 
-/// The adapter to evaluate: the given PEFT folder, or the zero adapter (the base).
-std::vector<double> adapter_values(const CommandLine& command, Experiment& experiment) {
-    if (!command.adapter) {
-        return std::vector<double>(
-            static_cast<std::size_t>(experiment.layout.parameters(experiment.settings.lora.rank_max)), 0.0);
-    }
-    const std::int64_t rank_max = experiment.settings.lora.rank_max;
-    const PeftAdapter adapter =
-        read_peft_adapter(*command.adapter, experiment.layout, rank_max, experiment.global_scale);
-    std::vector<double> values(static_cast<std::size_t>(experiment.layout.parameters(rank_max)));
-    resize_adapter<double>(experiment.layout, adapter.values, adapter.lora_rank, values, rank_max);
-    return values;
-}
-
-int run_evaluate(Transport& transport, const CommandLine& command, Terminal& terminal) {
-    Settings settings = load(transport, command, RequiredFor::run);
-    refuse_classification(transport, settings, "evaluate");
-    settings.strategy.plugin.clear();  // nothing is trained or merged
-    Experiment experiment = build_experiment(transport, settings);
-    const auto values = agree(transport, "reading the adapter", [&] { return adapter_values(command, experiment); });
-    const EvaluationSums sums = evaluate_global(transport, experiment, values, experiment.evaluation_windows);
-    terminal.info(fmt::format("loss {:.6f}  perplexity {:.4f}  accuracy {:.4f}  over {} loss tokens in {} windows ({})",
-                              sums.mean_loss(), std::exp(sums.mean_loss()), sums.accuracy(), sums.tokens,
-                              experiment.evaluation_windows.size(),
-                              command.adapter ? command.adapter->string() : std::string("base")));
-    for (const auto& [name, value] : measure_tasks(transport, experiment, values, experiment.questions))
-        terminal.info(fmt::format("{:<16}{:.6f}", name, value));
-    if (settings.evaluation.groups == EvaluationClients::final)
-        terminal.info(group_table(evaluate_groups(transport, experiment, values)));
-    return 0;
-}
-
 /// `generate --prompt 1,2,3`: goes on greedily. Token ids go in and out, since the program has no tokenizer; the data's
 /// vocabulary gives the text.
 int run_generate(Transport& transport, const CommandLine& command, Terminal& terminal) {
@@ -193,7 +176,7 @@ int run_generate(Transport& transport, const CommandLine& command, Terminal& ter
         if (!transport.is_root()) return;
         if (!command.prompt)
             throw usage_error("generate: give --prompt with token ids separated by commas, e.g. --prompt 1,52,7");
-        const auto values = adapter_values(command, experiment);
+        const std::vector<double> values = judged_adapter(command.adapter, experiment).values;
         AdapterGroup adapter(experiment.layout, 1, lora_width(settings.lora.rank_max), false,
                              experiment.engine->weights().options());
         adapter.set(0, values, settings.lora.rank_max);
@@ -300,9 +283,11 @@ int run_plain_verb(const CommandLine& command) {
 
 int run_verb(Transport& transport, const CommandLine& command, const std::string& command_text) {
     Terminal terminal(transport.is_root());
-    if (command.verb == "run") return run_run(transport, command, command_text, terminal);
+    if (command.verb == "run")
+        return leave_exit_code(transport, command, run_run(transport, command, command_text, terminal));
     if (command.verb == "check") return run_check(transport, command, terminal);
-    if (command.verb == "evaluate") return run_evaluate(transport, command, terminal);
+    if (command.verb == "evaluate")
+        return run_evaluate(transport, load(transport, command, RequiredFor::run), command, terminal);
     if (command.verb == "generate") return run_generate(transport, command, terminal);
     if (command.verb == "pretrain") return run_pretrain(transport, command, terminal);
     if (command.verb == "bench") return bench(transport, command, terminal);

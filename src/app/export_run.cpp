@@ -11,8 +11,10 @@
 #include "hetlora/base/text.hpp"
 #include "hetlora/config/load.hpp"
 #include "hetlora/fed/round.hpp"
+#include "hetlora/model/classifier_folder.hpp"
 #include "hetlora/model/weights.hpp"
 #include "hetlora/store/checkpoint.hpp"
+#include "hetlora/store/corpus_file.hpp"
 #include "hetlora/store/gguf.hpp"
 #include "hetlora/store/run_folder_adapter.hpp"
 
@@ -23,8 +25,8 @@ namespace fs = std::filesystem;
 
 /// Files beside the weights that another program needs to read text with the model.
 constexpr std::string_view companions[] = {
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json",
-    "merges.txt",     "chat_template.jinja",   "generation_config.json"};
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "vocab.txt",      "chat_template.jinja",   "generation_config.json"};
 
 Checkpoint wanted_checkpoint(const ExportRequest& request) {
     const fs::path folder = request.run / "checkpoint";
@@ -67,6 +69,50 @@ at::Tensor as_tensor(std::span<const double> values, std::int64_t rows, std::int
     return at::from_blob(const_cast<double*>(values.data()), {rows, columns}, at::kDouble);
 }
 
+/// The head of a checkpoint.
+struct StoredHead {
+    ClassHeadShape shape;
+    std::span<const double> values;
+};
+
+/// Its number of labels follows from its size.
+StoredHead stored_head(const ModelConfig& config, const Checkpoint& checkpoint) {
+    const auto head = checkpoint.numbers.find("class_head");
+    if (head != checkpoint.numbers.end()) {
+        const std::int64_t two = class_head_shape(config, 2).parameters();
+        const std::int64_t per_label = class_head_shape(config, 3).parameters() - two;
+        const std::int64_t labels = 2 + (std::ssize(head->second) - two) / per_label;
+        if (labels >= 2 && class_head_shape(config, labels).parameters() == std::ssize(head->second))
+            return {.shape = class_head_shape(config, labels), .values = head->second};
+    }
+    throw input_error(
+        "the checkpoint of round {} has no classification head that fits the model: was the base replaced?",
+        checkpoint.round);
+}
+
+/// As the data names them; as transformers does by itself where the data is not here any more.
+std::vector<std::string> label_names(const Settings& settings, std::int64_t labels) {
+    std::error_code error;
+    if (fs::exists(settings.data.path, error)) {
+        std::vector<std::string> names = CorpusFile(settings.data.path).label_names();
+        if (std::ssize(names) == labels) return names;
+    }
+    std::vector<std::string> names;
+    for (std::int64_t k = 0; k < labels; ++k) names.push_back(fmt::format("LABEL_{}", k));
+    return names;
+}
+
+void save_merged(const LlamaWeights& weights, const ExportRequest& request, const Settings& settings,
+                 const Checkpoint& checkpoint, at::ScalarType dtype) {
+    if (settings.model.task != Task::classification) return save_weights(weights, request.to, dtype);
+    const StoredHead head = stored_head(weights.config, checkpoint);
+    save_classifier({.weights = weights,
+                     .shape = head.shape,
+                     .head = head.values,
+                     .labels = label_names(settings, head.shape.labels)},
+                    request.to, dtype);
+}
+
 void write_merged(const ExportRequest& request, const Settings& settings, const AdapterLayout& layout,
                   const Checkpoint& checkpoint) {
     const at::NoGradGuard no_grad;
@@ -96,26 +142,11 @@ void write_merged(const ExportRequest& request, const Settings& settings, const 
             base.empty() ? weight_OI.to(at::kDouble) : as_tensor(base, matrix.d_out, matrix.d_in).clone();
         weight_OI.copy_(frozen.add(at::mm(bt.t(), a), scale));
     }
-    save_weights(weights, request.to, dtype);
+    save_merged(weights, request, settings, checkpoint, dtype);
     for (const std::string_view name : companions) {
         std::error_code ignored;
         fs::copy_file(settings.model.path / name, request.to / name, ignored);
     }
-}
-
-/// The head of a checkpoint; its number of labels follows from its size.
-void add_stored_head(AdapterExport& about, const ModelConfig& config, const Checkpoint& checkpoint) {
-    const auto head = checkpoint.numbers.find("class_head");
-    if (head != checkpoint.numbers.end()) {
-        const std::int64_t two = class_head_shape(config, 2).parameters();
-        const std::int64_t per_label = class_head_shape(config, 3).parameters() - two;
-        const std::int64_t labels = 2 + (std::ssize(head->second) - two) / per_label;
-        if (labels >= 2 && class_head_shape(config, labels).parameters() == std::ssize(head->second))
-            return add_head(about, class_head_shape(config, labels), head->second);
-    }
-    throw input_error(
-        "the checkpoint of round {} has no classification head that fits the model: was the base replaced?",
-        checkpoint.round);
 }
 
 }  // namespace
@@ -139,13 +170,6 @@ std::string export_run(const ExportRequest& request) {
         throw usage_error("'{}' is a run of {}: every client keeps its own B, so there is no one model to export",
                           request.run.string(), strategy.preset);
     }
-    const bool labels = settings.model.task == Task::classification;
-    if (labels && request.merged) {
-        throw usage_error(
-            "'{}' is a run of model.task = classification: export its adapter and head without --merged, and merge "
-            "with peft (merge_and_unload)",
-            request.run.string());
-    }
     if (request.merged) {
         write_merged(request, settings, layout, checkpoint);
         const bool no_companions = fs::is_regular_file(settings.model.path);
@@ -165,7 +189,10 @@ std::string export_run(const ExportRequest& request) {
                         .dtype = settings.model.precision == Precision::fp64 ? "F64" : "F32",
                         .fan_in_fan_out = config.family->transposed,
                         .metadata = {{"run_id", checkpoint.run_id}, {"round", std::to_string(checkpoint.round)}}};
-    if (labels) add_stored_head(about, config, checkpoint);
+    if (settings.model.task == Task::classification) {
+        const StoredHead head = stored_head(config, checkpoint);
+        add_head(about, head.shape, head.values);
+    }
     write_peft_adapter(request.to, layout, global->second, about);
     return fmt::format("{}: the adapter after round {}\n", request.to.string(), checkpoint.round);
 }

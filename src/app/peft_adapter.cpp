@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/file_io.hpp"
@@ -40,9 +41,22 @@ std::vector<double> to_doubles(const SafetensorsFile& file, const std::string& n
 struct PeftConfig {
     std::int64_t lora_rank = 0;
     double scale = 1.0;  ///< s of what PEFT adds, s B A
+    bool head = false;   ///< modules_to_save name the head's
 };
 
-PeftConfig read_peft_config(const fs::path& path) {
+/// @throws Error (input) for modules_to_save that are not this head's
+bool saves_head(const json& modules, const ClassHeadShape& head, const fs::path& path) {
+    const std::vector<std::string> own = head.modules();
+    const json wanted(std::set<std::string>(own.begin(), own.end()));
+    std::set<json> named;
+    if (modules.is_array()) named.insert(modules.begin(), modules.end());
+    if (json(named) == wanted) return true;
+    throw input_error(
+        "{}: `modules_to_save` = {}, but the model's classification head is {}: the adapter belongs to another model",
+        path.string(), modules.dump(), wanted.dump());
+}
+
+PeftConfig read_peft_config(const fs::path& path, const ClassHeadShape* head) {
     json config;
     try {
         config = json::parse(read_text_file(path));
@@ -67,11 +81,14 @@ PeftConfig read_peft_config(const fs::path& path) {
     if (config.contains("peft_type") && config.at("peft_type") != "LORA") {
         throw refuse("peft_type", config.at("peft_type").dump());
     }
-    for (const char* key : {"use_dora", "use_qalora", "use_bdlora", "lora_bias", "bias", "rank_pattern",
-                            "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices",
-                            "alora_invocation_tokens", "layer_replication"}) {
+    for (const char* key :
+         {"use_dora", "use_qalora", "use_bdlora", "lora_bias", "bias", "rank_pattern", "alpha_pattern",
+          "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "layer_replication"}) {
         if (is_set(key)) throw refuse(key, config.at(key).dump());
     }
+    const char* whole = "modules_to_save";
+    if (is_set(whole) && head == nullptr) throw refuse(whole, config.at(whole).dump());
+    const bool with_head = is_set(whole) && saves_head(config.at(whole), *head, path);
     const auto lora_rank = config.at("r").get<std::int64_t>();
     const json alpha = config.value("lora_alpha", json(lora_rank));
     if (lora_rank < 1 || !alpha.is_number() || !(alpha.get<double>() > 0)) {
@@ -79,14 +96,35 @@ PeftConfig read_peft_config(const fs::path& path) {
                           alpha.dump());
     }
     const auto r = static_cast<double>(lora_rank);
-    return {.lora_rank = lora_rank, .scale = alpha.get<double>() / (is_set("use_rslora") ? std::sqrt(r) : r)};
+    return {.lora_rank = lora_rank,
+            .scale = alpha.get<double>() / (is_set("use_rslora") ? std::sqrt(r) : r),
+            .head = with_head};
+}
+
+/// The head's tensors in the order of its values.
+std::vector<double> read_head(const SafetensorsFile& file, const ClassHeadShape& head, const fs::path& folder) {
+    std::vector<double> values;
+    for (const ClassHeadPart& part : head.parts()) {
+        const std::string name = "base_model.model." + part.name;
+        std::vector<std::int64_t> shape{part.rows};
+        if (part.columns > 0) shape.push_back(part.columns);
+        if (!file.contains(name) || file.info(name).shape != shape) {
+            throw input_error(
+                "{}: tensor {} of the classification head is {}: the adapter belongs to another model, or to data with "
+                "other than {} labels",
+                folder.string(), name, file.contains(name) ? "of another shape" : "missing", head.labels);
+        }
+        const std::vector<double> source = to_doubles(file, name);
+        values.insert(values.end(), source.begin(), source.end());
+    }
+    return values;
 }
 
 }  // namespace
 
-PeftAdapter read_peft_adapter(const fs::path& folder, const AdapterLayout& layout, std::int64_t rank_max,
-                              double scale) {
-    const PeftConfig config = read_peft_config(folder / "adapter_config.json");
+PeftAdapter read_peft_adapter(const fs::path& folder, const AdapterLayout& layout, std::int64_t rank_max, double scale,
+                              const ClassHeadShape* head) {
+    const PeftConfig config = read_peft_config(folder / "adapter_config.json", head);
     const std::int64_t lora_rank = config.lora_rank;
     if (lora_rank > rank_max) {
         throw input_error("{}: the adapter has lora_rank {}, but lora.rank_max = {}: set lora.rank_max to it",
@@ -97,8 +135,9 @@ PeftAdapter read_peft_adapter(const fs::path& folder, const AdapterLayout& layou
     const double factor = std::abs(ratio - 1.0) < 1e-14 ? 1.0 : ratio;
     const SafetensorsFile file(folder / "adapter_model.safetensors");
     PeftAdapter adapter{.lora_rank = lora_rank,
-                        .values = std::vector<double>(static_cast<std::size_t>(layout.parameters(lora_rank)), 0.0)};
-    std::size_t used = 0;
+                        .values = std::vector<double>(static_cast<std::size_t>(layout.parameters(lora_rank)), 0.0),
+                        .head = config.head ? read_head(file, *head, folder) : std::vector<double>()};
+    std::size_t used = config.head ? head->parts().size() : 0;
     for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
         const AdaptedMatrix& matrix = layout.matrices[m];
         const std::string prefix = "base_model.model." + matrix.name;
@@ -129,7 +168,8 @@ PeftAdapter read_peft_adapter(const fs::path& folder, const AdapterLayout& layou
             "{}: {} tensors, but lora.targets asks for {}: set lora.targets to the adapter's target_modules",
             folder.string(), file.tensors().size(), used);
     }
-    if (!std::ranges::all_of(adapter.values, [](double value) { return std::isfinite(value); })) {
+    const auto is_finite = [](double value) { return std::isfinite(value); };
+    if (!std::ranges::all_of(adapter.values, is_finite) || !std::ranges::all_of(adapter.head, is_finite)) {
         throw input_error("{}: the adapter holds values that are not finite: its training had diverged",
                           folder.string());
     }

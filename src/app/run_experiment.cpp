@@ -253,9 +253,9 @@ private:
             Stopwatch io_watch;
             if (files_->trace) {
                 if (outcome != nullptr) {
-                    write_trace(*files_->trace, experiment_, *outcome, server_.global, row.round);
+                    write_trace(*files_->trace, experiment_, *outcome, server_, row.round);
                 } else {
-                    files_->trace->append_global(0, server_.global);
+                    files_->trace->append_global(0, server_.global, server_.head);
                 }
             }
             row.t_io_s =

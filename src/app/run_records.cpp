@@ -9,7 +9,7 @@
 
 namespace hetlora {
 void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
-                 std::span<const double> global, std::int64_t round) {
+                 const ServerState& server, std::int64_t round) {
     // Of the adapters themselves: with receive = all a client holds more slots than its lora_rank.
     const auto slots_of = [&](const std::vector<double>& adapter) {
         return std::ssize(adapter) / experiment.layout.parameters_per_slot();
@@ -33,9 +33,11 @@ void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOu
                             .received = outcome.traced[i].received,
                             .sent = outcome.traced[i].sent,
                             .slots = outcome.traced[i].slots,
-                            .steps = steps});
+                            .steps = steps,
+                            .head = outcome.traced[i].head,
+                            .n_samples = report.n_samples});
     }
-    trace.append_global(round, global);
+    trace.append_global(round, server.global, server.head);
 }
 
 /// The columns of /rounds that come from the clients' reports.

@@ -112,8 +112,6 @@ void check_task(const Settings& settings, Rules& rules) {
     }
     rules.forbid_pair(settings.evaluation.samples > 0, "evaluation.samples", "needs next tokens, but here is",
                       "model.task", "take evaluation.samples = 0");
-    rules.forbid_pair(settings.output.trace, "output.trace", "cannot be replayed with", "model.task",
-                      "leave the trace out");
     rules.forbid_pair(!settings.model.adapter.empty(), "model.adapter", "is not implemented together with",
                       "model.task", "start from a fresh adapter");
     rules.forbid_pair(!settings.strategy.plugin.empty(), "strategy.plugin", "is not implemented together with",

@@ -126,6 +126,7 @@ private:
         }
         if (flag.name == "--config") set_once(flag, line_.config, std::filesystem::path(value));
         if (flag.name == "--adapter") set_once(flag, line_.adapter, std::filesystem::path(value));
+        if (flag.name == "--exit-file") set_once(flag, line_.exit_file, std::filesystem::path(value));
         if (flag.name == "--to") set_once(flag, line_.to, std::filesystem::path(value));
         if (flag.name == "--prompt") set_once(flag, line_.prompt, value);
         if (flag.name == "--json") set_once(flag, line_.json, std::filesystem::path(value));

@@ -8,7 +8,7 @@ const CommandFlag config_flag{"--config", "FILE", "the config file"};
 const CommandFlag set_flag{"--set", "section.key=value",
                            "set a config key (the same as the bare word); wins over the file"};
 const CommandFlag output_flag{"--output", "DIR", "the folder to write (output.dir)"};
-const CommandFlag adapter_flag{"--adapter", "DIR", "adapter folder in PEFT's format; without it the base alone"};
+const CommandFlag adapter_flag{"--adapter", "DIR", "PEFT adapter, run or checkpoint; without it the base alone"};
 
 constexpr const char* settings_usage = "--config FILE [section.key=value ...] [--set section.key=value ...]";
 
@@ -60,8 +60,11 @@ CommandVerb sweep_verb() {
 
 const std::vector<CommandVerb>& command_verbs() {
     static const std::vector<CommandVerb> verbs = {
-        with_settings("run", " [--output DIR] [--resume]", "train: federated fine-tuning of one adapter", true,
-                      {output_flag, {"--resume", "", "go on from the last checkpoint of the run's folder"}}),
+        with_settings("run", " [--output DIR] [--resume] [--exit-file FILE]",
+                      "train: federated fine-tuning of one adapter", true,
+                      {output_flag,
+                       {"--resume", "", "go on from the last checkpoint of the run's folder"},
+                       {"--exit-file", "FILE", "write the exit code there at the end (for job scripts)"}}),
         with_settings("check", " [--reference]", "validate everything, print the resolved config; train nothing", true,
                       {output_flag, {"--reference", "", "print every config key with default and help"}}),
         with_settings("plan", " [--mpi-ranks N] [--json FILE]",
@@ -72,8 +75,8 @@ const std::vector<CommandVerb>& command_verbs() {
         with_settings("pretrain", " [--output DIR] [--resume]", "train a base model from scratch", true,
                       {{"--output", "DIR", "the folder to write (pretrain.output)"},
                        {"--resume", "", "go on from the last checkpoint"}}),
-        with_settings("evaluate", " [--adapter DIR]", "metrics of a base, or of a base with an adapter", true,
-                      {output_flag, adapter_flag}),
+        with_settings("evaluate", " [--adapter DIR] [--json FILE]", "metrics of a base, or of a base with an adapter",
+                      true, {output_flag, adapter_flag, {"--json", "FILE", "write the figures there, too"}}),
         with_settings("generate", " --prompt IDS [--adapter DIR]", "print text that the model writes", true,
                       {output_flag, adapter_flag, {"--prompt", "IDS", "token ids to go on from, separated by commas"}}),
         {.name = "info",

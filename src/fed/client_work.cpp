@@ -376,7 +376,8 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
                                    .received = std::move(distributions[i].received),
                                    .sent = std::move(sent),
                                    .slots = std::move(distributions[i].slots),
-                                   .steps = std::move(outcomes[i].steps)});
+                                   .steps = std::move(outcomes[i].steps),
+                                   .head = std::move(outcomes[i].head)});
         }
         work.reports.push_back(std::move(report));
     }

@@ -12,6 +12,7 @@ std::vector<TracedClient> gather_trace(Transport& transport, std::span<const Tra
         writer.put_all(client.received);
         writer.put_all(client.sent);
         writer.put_all(client.slots);
+        writer.put_all(client.head);
         writer.put(std::ssize(client.steps));
         for (const StepRecord& step : client.steps) {
             writer.put(step.loss);
@@ -28,6 +29,7 @@ std::vector<TracedClient> gather_trace(Transport& transport, std::span<const Tra
             client.received = reader.get_all<double>();
             client.sent = reader.get_all<double>();
             client.slots = reader.get_all<std::int64_t>();
+            client.head = reader.get_all<double>();
             const auto n_steps = reader.get<std::ptrdiff_t>();
             for (std::ptrdiff_t s = 0; s < n_steps; ++s) {
                 StepRecord step;

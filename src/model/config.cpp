@@ -84,6 +84,10 @@ void read_rope(ConfigReader& reader, ModelConfig& config) {
 }
 
 void read_tokens(ConfigReader& reader, ModelConfig& config) {
+    if (reader.present("pad_token_id") && reader.at("pad_token_id").is_number_integer()) {
+        const auto id = reader.at("pad_token_id").get<std::int64_t>();
+        if (id >= 0 && id < config.vocab_size) config.pad_id = id;
+    }
     if (reader.present("bos_token_id") && reader.at("bos_token_id").is_number_integer()) {
         config.bos_id = reader.at("bos_token_id").get<std::int64_t>();
     }

@@ -9,6 +9,7 @@ namespace {
 using nlohmann::json;
 
 void add_tokens(json& object, const ModelConfig& config) {
+    if (config.pad_id >= 0) object["pad_token_id"] = config.pad_id;
     if (config.bos_id >= 0) object["bos_token_id"] = config.bos_id;
     if (config.eos_ids.size() == 1) object["eos_token_id"] = config.eos_ids.front();
     if (config.eos_ids.size() > 1) object["eos_token_id"] = config.eos_ids;
@@ -43,7 +44,6 @@ std::string learned_positions_config(const ModelConfig& config, const std::strin
     if (keys.norm_eps != nullptr) object[keys.norm_eps] = config.rms_eps;
     if (!family.encoder) object["tie_word_embeddings"] = config.tied_head;
     if (config.token_types > 0) object["type_vocab_size"] = config.token_types;
-    if (config.pad_id >= 0) object["pad_token_id"] = config.pad_id;
     // The class has ids of its own where nothing is said.
     object["bos_token_id"] = nullptr;
     object["eos_token_id"] = nullptr;

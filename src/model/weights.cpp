@@ -253,11 +253,10 @@ LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dt
     return weights;
 }
 
-void save_weights(const LlamaWeights& weights, const std::filesystem::path& folder, at::ScalarType dtype) {
-    std::filesystem::create_directories(folder);
+void save_tensors(const std::vector<NamedWeight>& tensors, const std::filesystem::path& folder, at::ScalarType dtype) {
     std::vector<at::Tensor> kept;  // the bytes must live until they are written
     std::vector<TensorData> data;
-    for (const auto& [name, tensor] : named_weights(weights)) {
+    for (const auto& [name, tensor] : tensors) {
         kept.push_back(tensor.detach().to(at::kCPU, dtype).contiguous());
         const at::Tensor& stored = kept.back();
         data.push_back({.name = name,
@@ -268,10 +267,17 @@ void save_weights(const LlamaWeights& weights, const std::filesystem::path& fold
                         .bytes = {static_cast<const std::byte*>(stored.const_data_ptr()), stored.nbytes()}});
     }
     write_safetensors(folder / "model.safetensors", data, {{"format", "pt"}});
-    write_file_atomically(folder / "config.json",
-                          write_model_config(weights.config, dtype == at::kBFloat16 ? "bfloat16"
-                                                             : dtype == at::kDouble ? "float64"
-                                                                                    : "float32"));
+}
+
+std::string dtype_name(at::ScalarType dtype) {
+    if (dtype == at::kBFloat16) return "bfloat16";
+    return dtype == at::kDouble ? "float64" : "float32";
+}
+
+void save_weights(const LlamaWeights& weights, const std::filesystem::path& folder, at::ScalarType dtype) {
+    std::filesystem::create_directories(folder);
+    save_tensors(named_weights(weights), folder, dtype);
+    write_file_atomically(folder / "config.json", write_model_config(weights.config, dtype_name(dtype)));
 }
 
 }  // namespace hetlora

@@ -48,8 +48,14 @@ enum Field : std::size_t {
     global_round,
     global_offset,
     global_values,
+    head_sent_offset,
+    head_samples,
+    head_sent,
+    head_global,
     n_fields,
 };
+
+constexpr std::size_t first_head_field = head_sent_offset;  // these are in traces of classification runs only
 
 struct FieldInfo {
     const char* group;
@@ -92,6 +98,10 @@ constexpr auto trace_fields = [] {
         {"globals", "round", i32, 1024, false, "1", "round after which the adapter stood; 0 is the initial one"},
         {"globals", "offset", i64, 1024, true, "1", "first value in /globals/values"},
         {"globals", "values", f64, 16384, false, "1", "global adapters, canonical form at rank_max"},
+        {"heads", "sent_offset", i64, 1024, true, "1", "first value in /heads/sent of the participation"},
+        {"heads", "n_samples", f64, 1024, false, "1", "what the participation's head counts in the average"},
+        {"heads", "sent", f64, 16384, false, "1", "classification heads sent"},
+        {"heads", "global", f64, 16384, false, "1", "global heads, one after each row of /globals"},
     }};
 }();
 
@@ -105,10 +115,13 @@ struct TraceWriter::Impl {
     AdapterLayout layout;
     std::int64_t rank_max = 0;
     std::int64_t last_global = -1;
+    std::int64_t head = 0;  ///< values of a classification head; 0: there is none
 
     void create(const std::string& run_id);
+    void create_fields(std::size_t begin, std::size_t end);
     void open();
     void cut(std::int64_t last_round);
+    void cut_heads(std::int64_t events, std::int64_t globals);
 
     template <typename T>
     void append(Field field, T value) {
@@ -128,15 +141,7 @@ struct TraceWriter::Impl {
 
 void TraceWriter::Impl::create(const std::string& run_id) {
     for (const char* group : trace_groups) file.create_group(group);
-    for (std::size_t i = 0; i < n_fields; ++i) {
-        const FieldInfo& field = trace_fields[i];
-        const std::int64_t rows = field.is_offset ? 1 : 0;
-        data[i] = file.open_group(field.group)
-                      .create_dataset(field.name, field.type,
-                                      {.extent = {rows}, .unlimited = true, .chunk_rows = field.chunk_rows});
-        data[i].write_attribute("long_name", field.long_name);
-        data[i].write_attribute("units", field.units);
-    }
+    create_fields(0, first_head_field);
     std::vector<std::string> names;
     std::vector<std::int64_t> d_out;
     std::vector<std::int64_t> d_in;
@@ -156,6 +161,18 @@ void TraceWriter::Impl::create(const std::string& run_id) {
     file.write_attribute("created_utc", utc_now());
     file.write_attribute("rank_max", rank_max);
     file.flush();
+}
+
+void TraceWriter::Impl::create_fields(std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+        const FieldInfo& field = trace_fields[i];
+        const std::int64_t rows = field.is_offset ? 1 : 0;
+        data[i] = file.open_group(field.group)
+                      .create_dataset(field.name, field.type,
+                                      {.extent = {rows}, .unlimited = true, .chunk_rows = field.chunk_rows});
+        data[i].write_attribute("long_name", field.long_name);
+        data[i].write_attribute("units", field.units);
+    }
 }
 
 void TraceWriter::Impl::open() {
@@ -184,9 +201,11 @@ void TraceWriter::Impl::open() {
             "with output.trace=false",
             file.where());
     }
-    for (std::size_t i = 0; i < n_fields; ++i) {
+    const std::size_t fields = file.has("heads") ? n_fields : first_head_field;
+    for (std::size_t i = 0; i < fields; ++i) {
         data[i] = file.open_dataset(std::string(trace_fields[i].group) + "/" + trace_fields[i].name);
     }
+    if (fields == n_fields) head = file.open_group("heads").read_int("n_values");
 }
 
 void TraceWriter::Impl::cut(std::int64_t last_round) {
@@ -218,7 +237,8 @@ void TraceWriter::Impl::cut(std::int64_t last_round) {
     data[sent].resize_rows(offset_at(sent_offset, events));
     data[slots].resize_rows(offset_at(slots_offset, events));
     data[global_values].resize_rows(offset_at(global_offset, globals));
-    for (std::size_t i = 0; i < n_fields; ++i) {
+    if (head > 0) cut_heads(events, globals);
+    for (std::size_t i = 0; i < first_head_field; ++i) {
         const std::string_view group = trace_fields[i].group;
         if (group == "adapters" || group == "slots" || i == global_values) continue;
         const std::int64_t rows = group == "events"    ? events
@@ -229,6 +249,13 @@ void TraceWriter::Impl::cut(std::int64_t last_round) {
     }
     file.flush();
     last_global = last_round;
+}
+
+void TraceWriter::Impl::cut_heads(std::int64_t events, std::int64_t globals) {
+    data[head_sent].resize_rows(offset_at(head_sent_offset, events));
+    data[head_sent_offset].resize_rows(events + 1);
+    data[head_samples].resize_rows(events);
+    data[head_global].resize_rows(globals * head);
 }
 
 TraceWriter::TraceWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -296,6 +323,10 @@ void TraceWriter::append_event(const TraceEvent& event) {
     trace.append_slice(sent_offset, sent, event.sent);
     trace.data[slots].append<std::int64_t>(event.slots);
     trace.append<std::int64_t>(slots_offset, trace.data[slots].rows());
+    if (trace.head > 0) {
+        trace.append_slice(head_sent_offset, head_sent, event.head);
+        trace.append<double>(head_samples, event.n_samples);
+    }
     const double missing = std::numeric_limits<double>::quiet_NaN();
     trace.append<std::int64_t>(event_round, event.round);
     trace.append<std::int64_t>(event_client, event.client);
@@ -310,15 +341,23 @@ void TraceWriter::append_event(const TraceEvent& event) {
     trace.append<double>(event_learning_rate, event.learning_rate);
 }
 
-void TraceWriter::append_global(std::int64_t round, std::span<const double> values) {
+void TraceWriter::append_global(std::int64_t round, std::span<const double> values, std::span<const double> head) {
     Impl& trace = *impl_;
     if (!trace.file || round != trace.last_global + 1 ||
-        static_cast<std::int64_t>(values.size()) != trace.layout.parameters(trace.rank_max)) {
+        static_cast<std::int64_t>(values.size()) != trace.layout.parameters(trace.rank_max) ||
+        (round > 0 && static_cast<std::int64_t>(head.size()) != trace.head)) {
         throw bug_error(
-            "global adapter of round {} with {} values does not fit (round {} is next, {} values) - {} - this is a "
-            "mistake in hetlora",
-            round, values.size(), trace.last_global + 1, trace.layout.parameters(trace.rank_max), trace.file.where());
+            "global adapter of round {} with {} values and a head of {} does not fit (round {} is next, {} values and "
+            "a head of {}) - {} - this is a mistake in hetlora",
+            round, values.size(), head.size(), trace.last_global + 1, trace.layout.parameters(trace.rank_max),
+            trace.head, trace.file.where());
     }
+    if (round == 0 && !head.empty()) {
+        trace.head = static_cast<std::int64_t>(head.size());
+        trace.file.create_group("heads").write_attribute("n_values", trace.head);
+        trace.create_fields(first_head_field, n_fields);
+    }
+    if (trace.head > 0) trace.data[head_global].append<double>(head);
     trace.append_slice(global_offset, global_values, values);
     trace.append<std::int64_t>(global_round, round);
     trace.last_global = round;

@@ -47,6 +47,11 @@ TEST(CommandLine, values_may_follow_an_equals_sign_and_hold_some) {
     EXPECT_EQ(line.adapter, "d");
 }
 
+TEST(CommandLine, files_that_other_programs_read) {
+    EXPECT_EQ(parse_command_line({"run", "--exit-file", "code"}).exit_file, "code");
+    EXPECT_EQ(parse_command_line({"evaluate", "--json=figures"}).json, "figures");
+}
+
 TEST(CommandLine, output_of_pretraining_is_the_base) {
     EXPECT_EQ(parse_command_line({"pretrain", "--output", "models/x"}).overrides, Texts{"pretrain.output=models/x"});
 }

@@ -11,7 +11,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import families
 import h5py
 import labelled
 import micro
@@ -19,108 +18,20 @@ import numpy as np
 import program
 import pytest
 import torch
+from classifying import FAMILIES, MIXED, SETTINGS, adapter, build_world, logged, logits_of, peft_model, run, words
 from hetlora.__main__ import main as analysis
-from hetlora.audit_model import float64_parts
-from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SETTINGS = {
-    "model.task": "classification",
-    "model.precision": "fp64",
-    "data.sequence_length": 64,
-    "data.overlap": 0,
-    "experiment.clients_per_round": 0,
-    "lora.targets": "q_proj,v_proj",
-    "lora.rank_distribution": "fixed",
-    "lora.rank_min": 4,
-    "lora.rank_max": 4,
-    "lora.scale": 2,
-    "strategy.preset": "fedavg",
-    "local.steps": 3,
-    "local.batch_size": 64,
-    "local.optimizer": "sgd",
-    "local.learning_rate": 0.05,
-    "local.head_learning_rate": 0.2,
-    "evaluation.metrics": "perplexity,accuracy,macro_f1",
-    "evaluation.test": "last",
-    "compute.threads": 1,
-    "compute.gemm": "mkl",
-}
-
-
-# Two adapted matrices of a layer, and their widths (d_in + d_out together).
-FAMILIES = {
-    "llama": ("q_proj,v_proj", 32 + 32 + 32 + 16),
-    "gpt2": ("c_attn,c_fc", 32 + 96 + 32 + 64),
-    "bert": ("query,output.dense", 32 + 32 + 64 + 32),
-    "distilbert": ("q_lin,lin2", 32 + 32 + 64 + 32),
-    "roberta": ("value,attention.output.dense", 32 + 32 + 32 + 32),
-}
 HEAD_VALUES = {  # 3 labels over 32 values: weights, biases, and the dense part
     "llama": 96, "gpt2": 96, "bert": 96 + 3, "distilbert": 99 + 32 * 33, "roberta": 99 + 32 * 33,
 }  # fmt: skip
-
-
-def build_world(folder: Path, family: str) -> tuple[Path, Path]:
-    """Model folder and labelled corpus."""
-    if family == "llama":
-        model = micro.build_model(folder / "model")
-    elif family in families.ENCODERS:
-        model = families.build_encoder(folder / "model", family, len(labelled.LABELS))
-    else:
-        model = families.build_family(folder / "model", family)
-    return model, labelled.build_corpus(folder / "labelled.h5", model / "tokenizer.json")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Of a decoder."""
     return build_world(tmp_path_factory.mktemp("labelled"), "llama")
-
-
-def words(world, folder: Path, rounds: int, **changes: object) -> list[str]:
-    """Command line of a run."""
-    settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
-    config = folder.parent / f"{folder.name}.ini"
-    program.write_ini(config, world)
-    return ["run", "--config", str(config), "--output", str(folder), f"experiment.rounds={rounds}"] + [
-        f"{key}={value}" for key, value in settings.items()
-    ]
-
-
-def run(world, folder: Path, rounds: int, mpi_ranks: int = 0, **changes: object) -> Path:
-    """A finished run."""
-    program.finished(*words(world, folder, rounds, **changes), mpi_ranks=mpi_ranks)
-    return folder
-
-
-def logged(folder: Path, name: str) -> np.ndarray:
-    """A column of the run's log."""
-    with h5py.File(folder / "run.h5") as file:
-        return file[name][()]
-
-
-def adapter(folder: Path) -> dict[str, np.ndarray]:
-    """The tensors of the final adapter."""
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def peft_model(model: Path, adapter_folder: Path) -> torch.nn.Module:
-    """transformers' classifier with the run's adapter and head, loaded by peft, in float64."""
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
-
-    base = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=len(labelled.LABELS), attn_implementation="eager", pad_token_id=micro.EOS
-    ).double()
-    return PeftModel.from_pretrained(base, adapter_folder, is_trainable=True, autocast_adapter_dtype=False).double()
-
-
-def logits_of(model, ids: list[int]) -> torch.Tensor:
-    """[1, labels]; what transformers always computes in float32 is computed in float64 here."""
-    with float64_parts(torch.float64):
-        return model(input_ids=torch.tensor([ids])).logits
 
 
 def mean_loss(model, examples) -> torch.Tensor:
@@ -225,22 +136,6 @@ def test_bytes_count_the_head(three_rounds):
 PRESETS = ("hetlora", "zeropad", "flexlora", "flora", "fedsa", "rolora", "lora-a2", "fedprox")
 SAME_RANKS = ("fedsa", "rolora")
 
-MIXED = {
-    "model__precision": "fp32",
-    "lora__rank_distribution": "list",
-    "lora__rank_list": "2,8,3",
-    "lora__rank_min": 2,
-    "lora__rank_max": 8,
-    "strategy__preset": "hetlora",
-    "local__optimizer": "adamw",
-    "local__learning_rate": 3e-3,
-    "local__head_learning_rate": 1e-2,
-    "local__steps": 6,
-    "local__batch_size": 2,
-    "local__clip_norm": 0.5,
-    "evaluation__clients": "final",
-}
-
 
 @pytest.mark.parametrize("family", ["llama", "roberta"])
 def test_same_bits_on_more_mpi_ranks_batched_or_alone_and_after_a_resume(family, tmp_path):
@@ -286,7 +181,6 @@ def test_wrong_uses_are_refused(world, tmp_path):
         ),
         (world, {"data__sequence_length": 5}, "more than data.sequence_length = 5"),
         (world, {"evaluation__metrics": "rouge1"}, "has rouge1, which needs next tokens"),
-        (world, {"output__trace": "true"}, "cannot be replayed with"),
         (world, {"evaluation__samples": 2}, "needs next tokens"),
     ]
     for files, changes, text in cases:
@@ -306,17 +200,6 @@ def test_unlabelled_sequence_is_named(world, tmp_path):
     done = program.start(*words((model, broken), tmp_path / "run", 1))
     assert done.returncode != 0
     assert "sequence 1 has no label" in done.stderr
-
-
-def test_export_carries_the_head(three_rounds, tmp_path):
-    folder = three_rounds.folder
-    program.finished("export", folder, "--to", tmp_path / "out")
-    exported = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    for name, values in adapter(folder).items():
-        np.testing.assert_array_equal(values, exported[name])
-    refused = program.start("export", folder, "--merged", "--to", tmp_path / "merged")
-    assert refused.returncode == 2
-    assert "merge_and_unload" in refused.stderr
 
 
 def test_table_and_report_speak_of_accuracy(three_rounds, tmp_path, capsys):

@@ -338,3 +338,34 @@ def test_test_columns_of_a_run_on_valid_are_what_is_reported(capsys, tmp_path):
     assert [seed.value for seed in by_name(last)["hetlora"].seeds] == [59.0]
     best = compare(sweep, Question(at="best-valid"))
     assert [(seed.value, seed.round) for seed in by_name(best)["zeropad"].seeds] == [(67.0, 1)]
+
+
+def test_accuracy_is_tuned_on_valid_and_reported_on_test(capsys, tmp_path):
+    """Runs of labels: the larger the better; on valid the rate 0.1 is best, on test 0.2 would be."""
+    nan = float("nan")
+    sweep = write_sweep(
+        tmp_path / "sweep",
+        [
+            Made(rounds=2, extra_metrics=("test_accuracy",),
+                 columns={"eval_accuracy": [0.5, 0.55, valid + shift], "eval_test_accuracy": [nan, nan, test + shift]},
+                 settings={"model.task": "classification", "strategy.preset": preset, "local.learning_rate": rate,
+                           "experiment.seed": 0, "evaluation.test": "last"})
+            for preset, shift in (("hetlora", 0.0), ("zeropad", 0.02))
+            for rate, valid, test in ((0.1, 0.8, 0.7), (0.2, 0.6, 0.75))
+        ],
+    )  # fmt: skip
+    words = ("compare", sweep, "--metric", "eval_accuracy", "--tune", "local.learning_rate", "--csv")
+    code, text, err = run(capsys, *words)
+    assert code == 0, err
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(text))}
+    assert [float(rows[name]["eval_accuracy"]) for name in ("hetlora", "zeropad")] == pytest.approx([0.7, 0.72])
+    code, text, _ = run(capsys, *words[:-1])
+    assert code == 0 and "eval_accuracy on test" in text and "(higher is better)" in text
+    question = Question(metric="eval_accuracy", tune=("local.learning_rate",), lower_is_better=False)
+    assert [method.chosen for method in compare(sweep, question).methods] == ["0.1", "0.1"]
+
+
+def test_metrics_without_a_test_column_are_those_of_valid(tmp_path):
+    write_sweep(tmp_path / "s", [made("hetlora", 0, 80.0), made("zeropad", 0, 82.0)])
+    for metric in ("eval_accuracy", "train_loss", "adapter_norm"):
+        assert compare(tmp_path / "s", Question(metric=metric)).part == "valid"

@@ -7,6 +7,8 @@ converter (`hetlora convert gguf`) is the other reader.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import families
@@ -14,8 +16,10 @@ import micro
 import numpy as np
 import pytest
 import torch
-from program import columns, needs_program, start, write_ini
+from program import columns, needs_mpirun, needs_program, start, write_ini
+from resumed_runs import CHANGES, assert_same, finish, launch, wait_for_round
 from safetensors.numpy import load_file, save_file
+from test_resume_kills import ranks_of
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 
@@ -242,6 +246,23 @@ def test_a_converted_file_is_the_same_run(data, tmp_path):
     file = write_gguf(tmp_path / "m.gguf", model, tokenizer)
     assert main(["convert", "gguf", str(file), "--to", str(tmp_path / "folder")]) == 0
     assert_twins(file, tmp_path / "folder", data, tmp_path)
+
+
+@needs_program
+@needs_mpirun
+def test_two_mpi_ranks_and_a_killed_and_resumed_run_are_the_same_run(data, tmp_path):
+    folder = families.build_family(tmp_path / "model", "llama", "default")
+    file = write_twins(folder, tmp_path / "m.gguf", ("Q8_0", "F16"))
+    ini = write_ini(tmp_path / "run.ini", (file, data), CHANGES)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finished("run", "--config", ini, "--output", whole)
+    process = launch("run", "--config", ini, "--output", killed, mpi_ranks=2)
+    wait_for_round(killed, 2, process)
+    os.kill(ranks_of(process.pid)[0], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (killed / "COMPLETE").exists(), "the run was over before the test could touch it"
+    finish(ini, killed, mpi_ranks=2)
+    assert_same(killed, whole)
 
 
 @needs_program

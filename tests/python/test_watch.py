@@ -80,6 +80,36 @@ def test_only_new_lines_are_read_and_a_cut_file_is_read_anew(tmp_path):
     assert tail.losses == [5.0]
 
 
+def labels(**more) -> Made:
+    columns = {"eval_accuracy": [0.5, 0.625, 0.75], "eval_loss": [0.7, 0.6, 0.5125]}
+    return Made(rounds=2, columns=columns, settings={"model.task": "classification"} | more)
+
+
+def test_runs_of_labels_show_accuracy_and_loss(tmp_path, capsys):
+    run = write_run(tmp_path / "run", labels())
+    seen = watched(run)
+    assert (seen.accuracy, seen.loss) == ("0.7500", "0.5125")
+    assert main(["watch", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert "accuracy" in text and "0.7500" in text and "0.5125" in text and "perplexity" not in text
+    with open(run / "progress.jsonl", "a") as more:  # rounds without an evaluation leave it as it is
+        more.write('{"eval_loss": null, "eval_accuracy": null, "train_loss": 0.4}\n')
+    seen = watched(run)
+    assert (seen.accuracy, seen.loss) == ("0.7500", "0.4000")
+
+
+def test_runs_of_both_kinds_have_the_columns_of_both(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    write_run(tmp_path / "all" / "words", Made(rounds=3, curve=lambda t: 100.0 - t))
+    write_run(tmp_path / "all" / "labels", labels())
+    assert main(["watch", str(tmp_path / "all")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(name in lines[1] for name in ("perplexity", "accuracy", "loss"))
+    words, of_labels = (next(line for line in lines if line.startswith(name)) for name in ("words", "labels"))
+    assert "97.000" in words and "0.7500" not in words
+    assert "0.7500" in of_labels and "0.5125" in of_labels
+
+
 def test_damaged_folders_are_shown_not_hidden(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     (run / "status.json").write_text("{")

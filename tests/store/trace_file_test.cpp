@@ -124,6 +124,52 @@ TEST(TraceFile, going_on_from_an_earlier_round_gives_the_same_trace) {
     }
 }
 
+/// As write_trace(), of a classification run whose heads have three values.
+void write_heads(TraceWriter& trace, std::int64_t first, std::int64_t last) {
+    const std::vector<double> small = adapter(1, 0.1);
+    for (std::int64_t round = first; round <= last; ++round) {
+        const auto t = static_cast<double>(round);
+        const std::vector<double> sent{t, t + 0.5, -t};
+        for (const double samples : {5.0, 7.0}) {
+            trace.append_event({.round = round,
+                                .lora_rank = 1,
+                                .lora_rank_before = 1,
+                                .lora_rank_after = 1,
+                                .received = small,
+                                .sent = small,
+                                .head = sent,
+                                .n_samples = samples});
+        }
+        trace.append_global(round, adapter(3, t), sent);
+    }
+}
+
+TEST(TraceFile, heads_stand_beside_the_adapters_and_are_cut_with_them) {
+    const TemporaryFolder folder;
+    const std::vector<double> start{0.25, 0.5, 0.75};
+    for (const char* name : {"whole.h5", "resumed.h5"}) {
+        TraceWriter trace = TraceWriter::create(folder / name, "run 1", two_matrices(), 3);
+        trace.append_global(0, adapter(3, 0.0), start);
+        write_heads(trace, 1, 2);
+        EXPECT_THROW(trace.append_global(3, adapter(3, 0.0)), Error) << "without its head";
+        trace.close();
+    }
+    TraceWriter trace = TraceWriter::reopen(folder / "resumed.h5", two_matrices(), 3, 1);
+    write_heads(trace, 2, 2);
+    trace.close();
+
+    const hdf5::File whole = hdf5::File::open_read(folder / "whole.h5");
+    const hdf5::File resumed = hdf5::File::open_read(folder / "resumed.h5");
+    const auto numbers = [](const hdf5::File& file, const std::string& path) {
+        return file.open_dataset(path).read_all<double>();
+    };
+    EXPECT_EQ(numbers(whole, "heads/global"), (std::vector<double>{0.25, 0.5, 0.75, 1.0, 1.5, -1.0, 2.0, 2.5, -2.0}));
+    EXPECT_EQ(numbers(whole, "heads/n_samples"), (std::vector<double>{5.0, 7.0, 5.0, 7.0}));
+    EXPECT_EQ(numbers(whole, "heads/sent_offset"), (std::vector<double>{0.0, 3.0, 6.0, 9.0, 12.0}));
+    for (const std::string& name : whole.open_group("heads").names())
+        EXPECT_EQ(numbers(whole, "heads/" + name), numbers(resumed, "heads/" + name)) << name;
+}
+
 TEST(TraceFile, round_zero_can_be_gone_on_from) {
     const TemporaryFolder folder;
     write_trace(folder / "a.h5", 2);

@@ -7,14 +7,15 @@
 
 #include "hetlora/app/experiment.hpp"
 #include "hetlora/fed/round.hpp"
+#include "hetlora/fed/server_state.hpp"
 #include "hetlora/store/progress.hpp"
 #include "hetlora/store/trace_file.hpp"
 
 namespace hetlora {
 
-/// Appends a round's participations and its resulting global adapter to the trace.
+/// Appends a round's participations and its resulting global adapter (and head) to the trace.
 void write_trace(TraceWriter& trace, const Experiment& experiment, const RoundOutcome& outcome,
-                 std::span<const double> global, std::int64_t round);
+                 const ServerState& server, std::int64_t round);
 
 /// The columns of /rounds that come from the clients' reports: losses, counts, true bytes, times.
 /// @param delta_before bytes of the base's change in the round before, which every client of this round receives

@@ -47,6 +47,7 @@ struct CommandLine {
     std::optional<std::filesystem::path> adapter = std::nullopt;
     std::optional<std::filesystem::path> output = std::nullopt;  ///< --output; it is among the overrides, too
     std::optional<std::filesystem::path> to = std::nullopt;
+    std::optional<std::filesystem::path> exit_file = std::nullopt;
     std::optional<std::int64_t> mpi_ranks = std::nullopt;
     std::optional<std::int64_t> round = std::nullopt;
     std::optional<std::string> prompt = std::nullopt;

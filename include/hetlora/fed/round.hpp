@@ -55,6 +55,7 @@ struct TracedClient {
         sent;  ///< canonical form at the lora_rank after pruning; as trained where the client was dropped
     std::vector<std::int64_t> slots;  ///< chosen for the client, ascending; empty: its leading ones
     std::vector<StepRecord> steps;
+    std::vector<double> head;  ///< classification: as trained
 };
 
 /// What root knows after a round; elsewhere only `plan` is filled.

@@ -33,7 +33,7 @@ struct ModelConfig {
     Activation activation = Activation::gelu_tanh;  ///< of a feed-forward without a gate
     bool tied_head = false;
     std::int64_t token_types = 0;       ///< rows of the table of token types; 0: the model has none
-    std::int64_t pad_id = -1;           ///< of encoders; -1: none
+    std::int64_t pad_id = -1;           ///< -1: none
     std::int64_t bos_id = -1;           ///< -1: none
     std::vector<std::int64_t> eos_ids;  ///< generation stops at any of them
 

@@ -68,7 +68,13 @@ struct NamedWeight {
 /// @throws Error (input) for a missing, misshapen, non-floating or unused tensor, each named.
 [[nodiscard]] LlamaWeights load_weights(const std::filesystem::path& folder, at::ScalarType dtype, at::Device device);
 
-/// Writes config.json and model.safetensors (dtype float32 or bfloat16). Files are written whole or not at all.
+/// Writes these tensors as model.safetensors (dtype float32, float64 or bfloat16), whole or not at all.
+/// @pre the folder exists
+void save_tensors(const std::vector<NamedWeight>& tensors, const std::filesystem::path& folder, at::ScalarType dtype);
+/// "float32", "float64" or "bfloat16", as config.json names it.
+[[nodiscard]] std::string dtype_name(at::ScalarType dtype);
+
+/// Writes config.json and model.safetensors (dtype as above). Files are written whole or not at all.
 void save_weights(const LlamaWeights& weights, const std::filesystem::path& folder, at::ScalarType dtype);
 
 }  // namespace hetlora

@@ -46,6 +46,8 @@ struct TraceEvent {
     std::span<const double> sent{};         ///< P(lora_rank_after) values
     std::span<const std::int64_t> slots{};  ///< chosen for the client, ascending; empty: the leading ones
     std::span<const TraceStep> steps{};
+    std::span<const double> head{};  ///< classification: the head sent (as trained where the client was dropped)
+    double n_samples = 0.0;          ///< what the head counts in the server's average
 };
 
 /// Writes trace.h5. Move-only. Events in the order (round, cohort); the global adapter of round 0 first, then after the
@@ -67,7 +69,9 @@ public:
     /// Appends a participation. @pre received and sent have P(lora_rank) values; round is the one after the last global
     void append_event(const TraceEvent& event);
     /// Appends the global adapter after `round` (0 = the initial one), P(rank_max) values, and flushes the file.
-    void append_global(std::int64_t round, std::span<const double> values);
+    /// @param head  classification: the global head, of the same size in every round; a trace whose first global has
+    ///              none has no group /heads
+    void append_global(std::int64_t round, std::span<const double> values, std::span<const double> head = {});
     /// Flushes and closes. @throws Error (environment)
     void close();
 
