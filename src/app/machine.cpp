@@ -152,7 +152,7 @@ std::int64_t free_memory_bytes() {
 }
 
 EngineChoice choose_engine(Transport& transport, Settings& settings, const ModelConfig& config,
-                           const AdapterLayout& layout) {
+                           const AdapterLayout& layout, bool trains_base) {
     ComputeSettings& compute = settings.compute;
     const at::ScalarType dtype = activation_dtype(settings.model.precision);
     const at::Device device = engine_device(transport, compute);
@@ -193,12 +193,18 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
     const auto path = static_cast<GemmPath>(chosen[0]);
     choice.options = {.gemm = path, .recompute = compute.recompute == Recompute::layer};
     const EngineMemory memory =
-        engine_memory(config, layout,
-                      {.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
-                       .residual_bytes = dtype == at::kDouble ? 8 : 4,
-                       .frozen_copies = path == GemmPath::mkl ? 1.0 : 2.0,  // widened: float32 is two bfloat16
-                       .recompute = choice.options.recompute,
-                       .lora_width = lora_width(settings.lora.rank_max)});
+        trains_base
+            ? full_training_memory(config,
+                                   {.value_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
+                                    .moments = settings.local.optimizer == OptimizerKind::adamw ? 2 : 0,
+                                    .sum_bytes = settings.comm.reduction == ReductionKind::exact ? 16 : 8,
+                                    .sequence_length = settings.data.sequence_length})
+            : engine_memory(config, layout,
+                            {.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
+                             .residual_bytes = dtype == at::kDouble ? 8 : 4,
+                             .frozen_copies = path == GemmPath::mkl ? 1.0 : 2.0,  // widened: float32 is two bfloat16
+                             .recompute = choice.options.recompute,
+                             .lora_width = lora_width(settings.lora.rank_max)});
     agree(transport, "counting memory", [&] {
         const std::int64_t free_bytes = on_gpu ? cuda::free_memory_bytes(device) : free_memory_bytes();
         const std::int64_t sharing =

@@ -59,6 +59,8 @@ public:
     [[nodiscard]] std::filesystem::path progress() const { return path_ / "progress.jsonl"; }
     [[nodiscard]] std::filesystem::path status() const { return path_ / "status.json"; }
     [[nodiscard]] std::filesystem::path trace() const { return path_ / "trace.h5"; }
+    /// Of a traced run that trains the base: a model folder for every round.
+    [[nodiscard]] std::filesystem::path trace_weights() const { return path_ / "trace_weights"; }
     [[nodiscard]] std::filesystem::path adapter() const { return path_ / "adapter"; }
     [[nodiscard]] std::filesystem::path checkpoints() const { return path_ / "checkpoint"; }
     [[nodiscard]] std::filesystem::path private_factors() const { return path_ / "private"; }
