@@ -63,8 +63,9 @@ void take_trained_weights(std::span<const NamedWeight> named, const Checkpoint& 
     for (const auto& [name, tensor] : named) {
         const std::vector<double> values = stored_base(checkpoint, "base/" + name);
         if (std::ssize(values) != tensor.numel()) {
-            throw input_error("the checkpoint of round {} has no trained {} that fits the model: was the base replaced?",
-                              checkpoint.round, name);
+            throw input_error(
+                "the checkpoint of round {} has no trained {} that fits the model: was the base replaced?",
+                checkpoint.round, name);
         }
         at::Tensor target = tensor;
         target.copy_(at::from_blob(const_cast<double*>(values.data()), tensor.sizes(), at::kDouble));

@@ -194,11 +194,10 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
     choice.options = {.gemm = path, .recompute = compute.recompute == Recompute::layer};
     const EngineMemory memory =
         trains_base
-            ? full_training_memory(config,
-                                   {.value_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
-                                    .moments = settings.local.optimizer == OptimizerKind::adamw ? 2 : 0,
-                                    .sum_bytes = settings.comm.reduction == ReductionKind::exact ? 16 : 8,
-                                    .sequence_length = settings.data.sequence_length})
+            ? full_training_memory(config, {.value_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
+                                            .moments = settings.local.optimizer == OptimizerKind::adamw ? 2 : 0,
+                                            .sum_bytes = settings.comm.reduction == ReductionKind::exact ? 16 : 8,
+                                            .sequence_length = settings.data.sequence_length})
             : engine_memory(config, layout,
                             {.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
                              .residual_bytes = dtype == at::kDouble ? 8 : 4,

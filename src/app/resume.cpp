@@ -258,7 +258,8 @@ void restore_weights(Transport& transport, Experiment& experiment, const ResumeP
         std::vector<double> values(static_cast<std::size_t>(tensor.numel()));
         agree(transport, "restoring the weights", [&] {
             if (!transport.is_root()) return;
-            if (values = stored_base(*point.checkpoint, weight_name(name)); std::ssize(values) == tensor.numel()) return;
+            if (values = stored_base(*point.checkpoint, weight_name(name)); std::ssize(values) == tensor.numel())
+                return;
             throw input_error("the checkpoint of round {} in '{}' has no trained {}: start anew in another folder",
                               point.round, point.folder->checkpoints().string(), name);
         });

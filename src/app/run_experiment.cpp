@@ -115,8 +115,7 @@ public:
         last_ = record.round;
         if (std::isfinite(record.round.t_eval_s)) evaluation_.check_health(record.round);
         if (transport_.is_root()) {
-            if (!experiment_.strategy.trains_base())
-                warnings_.about_slots(outcome, experiment_.settings.lora.rank_max);
+            if (!experiment_.strategy.trains_base()) warnings_.about_slots(outcome, experiment_.settings.lora.rank_max);
             warnings_.about_dropped(outcome);
         }
         save_round(round);

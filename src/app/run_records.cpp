@@ -151,9 +151,8 @@ std::string closing_table(const Experiment& experiment, const RoundRow& first, c
         "  results in {}",
         labels ? "loss" : "perplexity", labels ? first.eval_loss : first.eval_perplexity,
         labels ? last.eval_loss : last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, more, adapters,
-        human_bytes(static_cast<double>(totals.bytes_up)),
-        human_bytes(static_cast<double>(totals.bytes_down)), human_seconds(totals.seconds),
-        experiment.settings.output.dir.string());
+        human_bytes(static_cast<double>(totals.bytes_up)), human_bytes(static_cast<double>(totals.bytes_down)),
+        human_seconds(totals.seconds), experiment.settings.output.dir.string());
 }
 
 }  // namespace hetlora

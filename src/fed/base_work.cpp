@@ -43,8 +43,8 @@ void train_base_packs(const RoundContext& context, const RoundPlan& plan, std::s
     if (packs.empty()) return;
     const LocalOptions options = local_options(context, plan.round);
     FullTraining training(context.engine.weights(), options.optimizer, context.settings.compute.pack_tokens);
-    const std::int64_t bytes = static_cast<std::int64_t>(training.n_weights()) *
-                               (context.settings.model.precision == Precision::fp64 ? 8 : 4);
+    const std::int64_t bytes =
+        static_cast<std::int64_t>(training.n_weights()) * (context.settings.model.precision == Precision::fp64 ? 8 : 4);
     for (const std::int64_t pack : packs) {
         for (const std::int64_t member : plan.packs[static_cast<std::size_t>(pack)].members) {
             const PlannedClient& planned = plan.cohort[static_cast<std::size_t>(member)];
@@ -52,8 +52,8 @@ void train_base_packs(const RoundContext& context, const RoundPlan& plan, std::s
             ClientReport report = make_report(outcome, planned, member, context.transport.mpi_rank());
             report.learning_rate = options.learning_rate;
             report.n_samples = static_cast<double>(context.population.at(planned.client).n_windows);
-            report.weights =
-                client_weights(context.strategy, context.engine.layout(), {.factors = {}, .n_samples = report.n_samples});
+            report.weights = client_weights(context.strategy, context.engine.layout(),
+                                            {.factors = {}, .n_samples = report.n_samples});
             report.bytes_down = report.bytes_up = bytes;
             if (!report.dropped) report.dropped = !add_changes(training, report.weights.front(), *work.base);
             if (context.settings.output.trace) {

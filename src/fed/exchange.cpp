@@ -101,7 +101,8 @@ void exchange_base(Transport& transport, const DenseSum& changes, Precision wire
                    const DensePiece& take) {
     for_each_piece(changes.sums().size(), [&](std::size_t first, std::size_t n) {
         std::vector<double> values(n);
-        reduce_piece(transport, changes.sums(), first, n, transport.is_root() ? std::span(values) : std::span<double>());
+        reduce_piece(transport, changes.sums(), first, n,
+                     transport.is_root() ? std::span(values) : std::span<double>());
         if (transport.is_root()) merge(first, values);
         broadcast_adapter(transport, values, wire);
         take(first, values);

@@ -1,6 +1,5 @@
 #include "hetlora/fed/head_average.hpp"
 
-
 namespace hetlora {
 
 std::vector<double> average_head(std::span<const double> sums, std::span<const ClientReport> reports,

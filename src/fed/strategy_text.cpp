@@ -68,7 +68,8 @@ std::string distribution(const Policies& p) {
 
 std::string local_training(const Policies& p) {
     if (p.trainable == Trainable::base) {
-        return "  minimise F_k(theta), F_k = mean loss of the step's batch; theta: embedding, norms, biases, all matrices, "
+        return "  minimise F_k(theta), F_k = mean loss of the step's batch; theta: embedding, norms, biases, all "
+               "matrices, "
                "head\n  (a tied one with the embedding). One client after another, by autograd.\n";
     }
     std::string text = "  minimise F_k(W0 + s B A), F_k = mean loss of the step's batch";
@@ -266,8 +267,8 @@ std::string strategy_table() {
                             preset.policies.trainable == Trainable::base ? "none"
                             : preset.requires_equal_lora_ranks           ? "equal"
                                                                          : "mixed",
-                            symbols_up(preset.policies),
-                            symbols_down(preset.policies), difference(preset.policies), width, preset.paper);
+                            symbols_up(preset.policies), symbols_down(preset.policies), difference(preset.policies),
+                            width, preset.paper);
     }
     text +=
         "\nP(r) = r (d_in + d_out) summed over the adapted matrices; r_k the client's lora_rank, R = rank_max, K the "

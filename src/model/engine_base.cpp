@@ -91,7 +91,8 @@ void Engine::set_base_matrix(std::size_t matrix, std::span<const double> weight_
 
 void Engine::check_all_may_change() const {
     if (options_.gemm == GemmPath::mkl && runner_ == nullptr) return;
-    throw bug_error("this engine computes on copies of its weights (gemm {}): they cannot change", name_of(options_.gemm));
+    throw bug_error("this engine computes on copies of its weights (gemm {}): they cannot change",
+                    name_of(options_.gemm));
 }
 
 void Engine::set_weights(std::size_t first, std::span<const double> values) {

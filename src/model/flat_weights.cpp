@@ -32,21 +32,23 @@ void FlatWeights::for_each_part(std::size_t first, std::size_t count, Visit visi
 }
 
 void FlatWeights::read(std::size_t first, std::span<double> values) const {
-    for_each_part(first, values.size(), [&](const at::Tensor& tensor, std::size_t begin, std::size_t to, std::size_t n) {
-        AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "read_weights", [&] {
-            std::copy_n(tensor.const_data_ptr<scalar_t>() + begin, n, values.data() + to);
-        });
-    });
+    for_each_part(first, values.size(),
+                  [&](const at::Tensor& tensor, std::size_t begin, std::size_t to, std::size_t n) {
+                      AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "read_weights", [&] {
+                          std::copy_n(tensor.const_data_ptr<scalar_t>() + begin, n, values.data() + to);
+                      });
+                  });
 }
 
 void FlatWeights::write(std::size_t first, std::span<const double> values) {
-    for_each_part(first, values.size(), [&](const at::Tensor& tensor, std::size_t begin, std::size_t to, std::size_t n) {
-        AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "write_weights", [&] {
-            auto* target = static_cast<scalar_t*>(tensor.mutable_data_ptr()) + begin;
-            std::transform(values.data() + to, values.data() + to + n, target,
-                           [](double value) { return static_cast<scalar_t>(value); });
-        });
-    });
+    for_each_part(first, values.size(),
+                  [&](const at::Tensor& tensor, std::size_t begin, std::size_t to, std::size_t n) {
+                      AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "write_weights", [&] {
+                          auto* target = static_cast<scalar_t*>(tensor.mutable_data_ptr()) + begin;
+                          std::transform(values.data() + to, values.data() + to + n, target,
+                                         [](double value) { return static_cast<scalar_t>(value); });
+                      });
+                  });
 }
 
 LlamaWeights copy_of_weights(const LlamaWeights& weights) {

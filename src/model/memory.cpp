@@ -51,10 +51,9 @@ EngineMemory full_training_memory(const ModelConfig& config, const FullTrainingG
                                3 * config.intermediate_size;
     EngineMemory memory;
     memory.bytes_per_row = geometry.value_bytes * (config.layers * layer + 2 * D + 4 * config.vocab_size);
-    memory.frozen_bytes = geometry.value_bytes *
-                          (config.parameters() + (config.family->learned_positions
-                                                      ? 0
-                                                      : config.usable_positions() * config.head_size));
+    memory.frozen_bytes =
+        geometry.value_bytes *
+        (config.parameters() + (config.family->learned_positions ? 0 : config.usable_positions() * config.head_size));
     memory.fixed_bytes = config.parameters() * (geometry.value_bytes * (2 + geometry.moments) + geometry.sum_bytes) +
                          (std::int64_t{64} << 20);
     return memory;

@@ -41,7 +41,8 @@ at::Tensor row_losses(const LlamaWeights& weights, std::span<const WindowTokens>
     }
     const at::Tensor token_ST =
         batch.token_N.index_select(0, index_tensor(source)).view({std::ssize(windows), longest});
-    const at::Tensor hidden_LD = reference_hidden(weights, token_ST).flatten(0, 1).index_select(0, index_tensor(places));
+    const at::Tensor hidden_LD =
+        reference_hidden(weights, token_ST).flatten(0, 1).index_select(0, index_tensor(places));
     const at::Tensor logits_LV = at::matmul(hidden_LD, weights.head_VD.t());
     return at::log_softmax(logits_LV, 1).gather(1, batch.target_L.unsqueeze(1)).neg().squeeze(1);
 }

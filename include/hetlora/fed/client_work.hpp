@@ -31,7 +31,7 @@ struct ClientWork {
     std::vector<ClientReport> reports;
     std::vector<TracedClient> traced;     ///< with output.trace
     std::vector<GatheredUpload> uploads;  ///< where strategy.gathers_uploads()
-    std::optional<DenseSum> heads;         ///< model.task = classification
+    std::optional<DenseSum> heads;        ///< model.task = classification
     std::optional<DenseSum> base;         ///< of the changes of all weights, where strategy.trains_base()
     std::vector<HeldUpload> held;         ///< where strategy.own.weight and strategy.sums_uploads()
 };

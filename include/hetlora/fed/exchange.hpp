@@ -25,8 +25,8 @@
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
 #include "hetlora/fed/client_report.hpp"
-#include "hetlora/fed/drift.hpp"
 #include "hetlora/fed/dense_sum.hpp"
+#include "hetlora/fed/drift.hpp"
 #include "hetlora/fed/low_rank.hpp"
 #include "hetlora/fed/plan.hpp"
 #include "hetlora/fed/population.hpp"
@@ -53,8 +53,8 @@ void broadcast_adapter(Transport& transport, std::span<double> global, Precision
 
 /// What is done with a piece of an exchange: the values from place `first` on.
 using DensePiece = std::function<void(std::size_t first, std::span<double> values)>;
-/// Adds up the mpi_ranks' sums, a piece at a time: root's `merge` replaces the sums of a piece by new values, and `take`
-/// gets these on every mpi_rank, rounded as broadcast_adapter() does.
+/// Adds up the mpi_ranks' sums, a piece at a time: root's `merge` replaces the sums of a piece by new values, and
+/// `take` gets these on every mpi_rank, rounded as broadcast_adapter() does.
 void exchange_base(Transport& transport, const DenseSum& changes, Precision wire, const DensePiece& merge,
                    const DensePiece& take);
 

@@ -87,7 +87,8 @@ struct Strategy : Policies {
     [[nodiscard]] bool prunes() const { return local_extra == LocalExtra::tail_prune; }
     /// Rounds end with a low-rank change of the frozen base on every mpi_rank.
     [[nodiscard]] bool updates_base() const { return base_update != BaseUpdate::none; }
-    /// Clients train all weights of the base and send their changes; there is no adapter (it is 0, and nobody sends it).
+    /// Clients train all weights of the base and send their changes; there is no adapter (it is 0, and nobody sends
+    /// it).
     [[nodiscard]] bool trains_base() const { return trainable == Trainable::base; }
     /// The adapter starts afresh in every round, since the round's result is in the base.
     [[nodiscard]] bool restarts() const { return merge == Merge::stack; }

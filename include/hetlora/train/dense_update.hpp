@@ -9,8 +9,8 @@
 
 namespace hetlora {
 
-/// A trained tensor with its gradient and, with AdamW, its two moments (undefined with SGD): contiguous, on the CPU, all
-/// of one size and dtype (float32 or float64).
+/// A trained tensor with its gradient and, with AdamW, its two moments (undefined with SGD): contiguous, on the CPU,
+/// all of one size and dtype (float32 or float64).
 struct DenseTensor {
     at::Tensor theta;
     at::Tensor gradient;

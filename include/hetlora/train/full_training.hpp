@@ -30,8 +30,8 @@ public:
     /// What the last client made of the weights.
     [[nodiscard]] const LlamaWeights& trained() const { return copy_; }
 
-    /// trained() - received from place `first` of the FlatWeights on, in fp64. A weight that training left as it was has
-    /// a change of 0, whatever it holds: a checkpoint may have non-finite values where no token ever looks.
+    /// trained() - received from place `first` of the FlatWeights on, in fp64. A weight that training left as it was
+    /// has a change of 0, whatever it holds: a checkpoint may have non-finite values where no token ever looks.
     void read_changes(std::size_t first, std::span<double> changes) const;
     [[nodiscard]] std::size_t n_weights() const { return flat_copy_.size(); }
 
