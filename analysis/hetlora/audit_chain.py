@@ -48,7 +48,9 @@ class Chain:
             identical = size == event.lora_rank_before and np.array_equal(received, replay.trace.received(event))
             if not identical or (replay.base and not self._same_base()):
                 windows = replay.data.client_windows(event.client) if replay.natural else []
-                plan = batches(windows, self.settings, event.client, number) if windows else replay.schedule.batches(event)
+                plan = (
+                    batches(windows, self.settings, event.client, number) if windows else replay.schedule.batches(event)
+                )
                 result = replay.clients.train(Start(event, received, size, rank, plan), compare=False)
             self.ranks[event.client] = rank
             if event.dropped or not result.finite:

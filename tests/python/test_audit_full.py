@@ -144,3 +144,13 @@ def test_a_resumed_trace_is_audited(runs, tmp_path, capsys):
     code, report, table = audit(folder, capsys, "--evaluate", "--chain")
     assert code == 0 and report["facts"]["rounds replayed"] == 4, table
     assert methods.log(folder).rounds["eval_loss"][3] == methods.log(run).rounds["eval_loss"][3]
+
+
+def test_a_dropped_client_and_a_base_with_nan_where_nobody_looks(tmp_path, capsys):
+    world = methods.spoil(tmp_path, *micro.build(tmp_path))
+    words = methods.settings(methods.TABLE["full"], world, **{"output.trace": True, "model.precision": "fp64",
+                                                              "local.learning_rate": 0.003})  # fmt: skip
+    run = methods.run(tmp_path / "run", words, 2)
+    assert methods.log(run).participation["dropped"].any()
+    code, report, table = audit(run, capsys, "--evaluate", "--chain", "--tolerance", "1e-9")
+    assert code == 0, table

@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 
+#include "hetlora/base/error.hpp"
 #include "hetlora/train/evaluation.hpp"
 #include "train_fixtures.hpp"
 

@@ -14,8 +14,8 @@ namespace hetlora {
 struct DenseTensor {
     at::Tensor theta;
     at::Tensor gradient;
-    at::Tensor moment1;
-    at::Tensor moment2;
+    at::Tensor moment1{};
+    at::Tensor moment2{};
 };
 
 /// gradients *= min(1, options.clip_norm / (norm of all of them + 1e-6)); then one step of options.optimizer on each.
