@@ -148,8 +148,9 @@ def test_a_resumed_trace_is_audited(runs, tmp_path, capsys):
 
 def test_a_dropped_client_and_a_base_with_nan_where_nobody_looks(tmp_path, capsys):
     world = methods.spoil(tmp_path, *micro.build(tmp_path))
-    words = methods.settings(methods.TABLE["full"], world, **{"output.trace": True, "model.precision": "fp64",
-                                                              "local.learning_rate": 0.003})  # fmt: skip
+    words = methods.settings(methods.TABLE["full"], world, **{
+        "output.trace": True, "model.precision": "fp64", "local.learning_rate": 0.003, "evaluation.sequences": 0,
+    })  # fmt: skip
     run = methods.run(tmp_path / "run", words, 2)
     assert methods.log(run).participation["dropped"].any()
     code, report, table = audit(run, capsys, "--evaluate", "--chain", "--tolerance", "1e-9")

@@ -144,7 +144,7 @@ REFUSED = {
     "merge": ({"strategy.merge": "product"}, "strategy.trainable = base", "use preset full"),
     "sparsity": ({"strategy.client_weight": "sparsity"}, "strategy.trainable = base", "uniform or samples"),
     "optimizer": ({"strategy.server_optimizer": "momentum"}, "strategy.trainable = base", "use preset full"),
-    "other preset": ({"strategy.preset": "zeropad", "strategy.trainable": "base"}, "with preset zeropad", "preset full"),
+    "preset": ({"strategy.preset": "zeropad", "strategy.trainable": "base"}, "with preset zeropad", "preset full"),
 }  # fmt: skip
 
 
