@@ -108,7 +108,7 @@ class Replay:
         chain = tolerance if options.chain else None
         report.declare(RECEIVED, chain)
         report.declare(GLOBAL, chain)
-        if self.base:
+        if policy("base_update") != "none":
             report.declare(BASE, chain)
         report.declare(RANKS, 0.0 if options.chain else None, "equal")
         return report

@@ -38,6 +38,8 @@ def table() -> list[dict]:
 
 
 TABLE = {row["name"]: row for row in table()}
+#: Those that train adapters.
+ADAPTED = [name for name, row in TABLE.items() if row["policies"]["trainable"] != "base"]
 
 
 def spoil(folder: Path, model: Path, data: Path) -> tuple[Path, Path]:
