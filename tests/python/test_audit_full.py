@@ -16,6 +16,7 @@ pytest.importorskip("peft")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "analysis")]
 
+import families  # noqa: E402
 import methods  # noqa: E402
 import micro  # noqa: E402
 import program  # noqa: E402
@@ -155,3 +156,21 @@ def test_a_dropped_client_and_a_base_with_nan_where_nobody_looks(tmp_path, capsy
     assert methods.log(run).participation["dropped"].any()
     code, report, table = audit(run, capsys, "--evaluate", "--chain", "--tolerance", "1e-9")
     assert code == 0, table
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_family_with_all_its_biases_and_norms(tmp_path, capsys, family):
+    model = families.build_family(tmp_path / "model", family)
+    world = model, micro.build_corpus(tmp_path / "micro.h5", 0, model / "tokenizer.json")
+    words = methods.settings(methods.TABLE["full"], world, **{
+        "output.trace": True, "model.precision": "fp64", "local.learning_rate": 0.003, "evaluation.sequences": 0,
+        "experiment.rounds": 2, "lora.targets": "all-linear", "local.weight_decay": 0.1, "local.clip_norm": 0.5,
+    })  # fmt: skip
+    run = methods.run(tmp_path / "run", words)
+    code, report, table = audit(run, capsys, "--evaluate", "--chain", "--tolerance", "1e-9")
+    assert code == 0, table
+    program.finished("export", run, "--merged", "--to", tmp_path / "exported")
+    exported, traced = (load_file(f / "model.safetensors")
+                        for f in (tmp_path / "exported", run / "trace_weights" / "round_000002"))  # fmt: skip
+    assert exported.keys() == traced.keys()
+    assert all(np.array_equal(exported[name], traced[name]) for name in traced)
