@@ -357,7 +357,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "{}"
         "{}"
         "  a round   about {} up and {} down in true bytes\n"
-        "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
+        "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; {} of {} tokens; about {} of memory "
         "each{}",
         settings.experiment.name, "on " + transport.hosts().front(), counted(settings.experiment.rounds, "round"),
         cohort, counted(eligible, "client"), experiment.strategy.preset,
@@ -371,7 +371,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         human_bytes(sent * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
         transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
         describe_device(experiment.engine->weights().options().device()), name_of(settings.compute.vector),
-        name_of(settings.compute.gemm), settings.compute.pack_tokens,
+        name_of(settings.compute.gemm), full ? "passes" : "packs", settings.compute.pack_tokens,
         human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)), places);
 }
 

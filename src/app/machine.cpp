@@ -221,19 +221,25 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
         const std::int64_t available = compute.memory_gib > 0
                                            ? static_cast<std::int64_t>(compute.memory_gib * 1073741824.0)
                                            : free_bytes / sharing;
-        const std::int64_t smallest = settings.local.batch_size * settings.data.sequence_length;
+        // Full fine-tuning goes through a step's sequences in passes of one at least.
+        const std::int64_t smallest = (trains_base ? 1 : settings.local.batch_size) * settings.data.sequence_length;
         const std::int64_t needed = memory.frozen_bytes + memory.step_bytes(smallest);
         if (needed > available) {
+            const std::string more =
+                trains_base ? std::string("lower data.sequence_length, or take an adapter method")
+                            : fmt::format(
+                                  "lower local.batch_size or data.sequence_length, or set "
+                                  "compute.recompute = layer{}",
+                                  settings.model.precision == Precision::fp32 ? " or model.precision = bf16" : "");
             throw environment_error(
-                "one client's step ({} sequences of {} tokens) needs about {} of memory ({} for the frozen model, {} "
-                "for activations), but this MPI rank can have {} (compute.memory_gib, or its share of the node's free "
-                "memory): ask for more memory or fewer MPI ranks per node, lower local.batch_size or "
-                "data.sequence_length, or set compute.recompute = layer{}",
+                "one client's step ({} sequences of {} tokens) needs about {} of memory ({} for the {} model, {} "
+                "for {}), but this MPI rank can have {} (compute.memory_gib, or its share of the node's free "
+                "memory): ask for more memory or fewer MPI ranks per node, {}",
                 settings.local.batch_size, settings.data.sequence_length, human_bytes(static_cast<double>(needed)),
-                human_bytes(static_cast<double>(memory.frozen_bytes)),
+                human_bytes(static_cast<double>(memory.frozen_bytes)), trains_base ? "global" : "frozen",
                 human_bytes(static_cast<double>(memory.step_bytes(smallest))),
-                human_bytes(static_cast<double>(available)),
-                settings.model.precision == Precision::fp32 ? " or model.precision = bf16" : "");
+                trains_base ? "a client's copy, gradients, moments, the sum and activations" : "activations",
+                human_bytes(static_cast<double>(available)), more);
         }
     });
     transport.broadcast_values(chosen);

@@ -102,8 +102,11 @@ void check_base_training(const Strategy& s, const Settings& settings) {
     refuse(settings.log.spectra > 0, "log.spectra", "its columns are about adapters, take log.spectra = 0");
     refuse(settings.compute.device == DeviceChoice::cuda, "compute.device = cuda",
            "it is for the CPU only, take compute.device = cpu");
-    refuse(settings.compute.gemm == GemmChoice::onednn || settings.compute.gemm == GemmChoice::widened, "compute.gemm",
+    refuse(settings.compute.gemm == GemmChoice::onednn || settings.compute.gemm == GemmChoice::widened,
+           fmt::format("compute.gemm = {}", name_of(settings.compute.gemm)),
            "packed matrices cannot follow the weights, leave it at auto");
+    refuse(settings.compute.recompute == Recompute::layer, "compute.recompute = layer",
+           "autograd keeps every layer, lower compute.pack_tokens instead (rows of a pass)");
 }
 
 void check_combination(const Strategy& s) {

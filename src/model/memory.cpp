@@ -54,7 +54,8 @@ EngineMemory full_training_memory(const ModelConfig& config, const FullTrainingG
     memory.frozen_bytes =
         geometry.value_bytes *
         (config.parameters() + (config.family->learned_positions ? 0 : config.usable_positions() * config.head_size));
-    memory.fixed_bytes = config.parameters() * (geometry.value_bytes * (2 + geometry.moments) + geometry.sum_bytes) +
+    // A client's copy, its gradients, the moments, and root's copy of the last complete round.
+    memory.fixed_bytes = config.parameters() * (geometry.value_bytes * (3 + geometry.moments) + geometry.sum_bytes) +
                          (std::int64_t{64} << 20);
     return memory;
 }

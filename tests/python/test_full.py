@@ -138,7 +138,8 @@ def test_every_client_is_a_unit_of_work_of_its_own(finished):
 REFUSED = {
     "bf16": ({"model.precision": "bf16"}, "model.precision = bf16", "take fp32"),
     "cuda": ({"compute.device": "cuda"}, "compute.device = cuda", "take compute.device = cpu"),
-    "packed": ({"compute.gemm": "onednn"}, "compute.gemm", "leave it at auto"),
+    "packed": ({"compute.gemm": "onednn"}, "compute.gemm = onednn", "leave it at auto"),
+    "recompute": ({"compute.recompute": "layer"}, "compute.recompute = layer", "lower compute.pack_tokens"),
     "labels": ({"model.task": "classification"}, "model.task = classification", "take an adapter method"),
     "spectra": ({"log.spectra": 1}, "log.spectra", "take log.spectra = 0"),
     "merge": ({"strategy.merge": "product"}, "strategy.trainable = base", "use preset full"),
@@ -176,6 +177,12 @@ def test_bench_is_about_adapters_and_plan_measures(world, tmp_path):
     done = program.finished("plan", *words(world), "--json", tmp_path / "plan.json")
     assert "no adapters: the keys of [lora] have no effect" in done.stdout + done.stderr
     assert json.loads((tmp_path / "plan.json").read_text())["peak_memory_bytes"] > 0
+
+
+def test_too_little_memory_is_told_before_training(world, tmp_path):
+    done = program.start("run", "--output", tmp_path / "run", *words(world, **{"compute.memory_gib": 0.01}))
+    assert done.returncode == 4, done.stderr
+    assert "a client's copy, gradients, moments, the sum" in done.stderr and "take an adapter method" in done.stderr
 
 
 def test_the_description_says_what_matters():

@@ -36,7 +36,8 @@ struct FullTrainingGeometry {
     std::int64_t sequence_length = 0;  ///< attention keeps its probabilities
 };
 
-/// The same of a run that trains the base: fixed_bytes has a client's copy, its gradients and moments, and the sum.
+/// The same of a run that trains the base: fixed_bytes has a client's copy, its gradients and moments, the sum, and the
+/// copy of the last complete round that root keeps.
 [[nodiscard]] EngineMemory full_training_memory(const ModelConfig& config, const FullTrainingGeometry& geometry);
 
 }  // namespace hetlora

@@ -1,8 +1,8 @@
 // The folder of one run: created once, locked while a process works in it, never overwritten.
 //
-// config.ini, config.json, run.h5, progress.jsonl, status.json, trace.h5, adapter/, checkpoint/, COMPLETE; the lock is
-// held on the file ".lock", whose time of change is renewed every 15 s while the run goes on (a heartbeat: some file
-// systems know no locks between nodes). Only the MPI root opens it.
+// config.ini, config.json, run.h5, progress.jsonl, status.json, trace.h5, trace_weights/, adapter/, checkpoint/,
+// COMPLETE; the lock is held on the file ".lock", whose time of change is renewed every 15 s while the run goes on (a
+// heartbeat: some file systems know no locks between nodes). Only the MPI root opens it.
 #pragma once
 
 #include <filesystem>
