@@ -21,7 +21,9 @@ def printed(*words: str) -> str:
 def generated() -> str:
     """The table and every preset in full."""
     table = printed()
-    names = [line.split()[0] for line in table.splitlines()[1:] if line and not line.startswith(("P(r)", "Every"))]
+    names = [
+        line.split()[0] for line in table.splitlines()[1:] if line and not line.startswith(("P(r)", "W all", "Every"))
+    ]
     parts = [f"## All methods\n\n```\n{table}\n```\n"]
     parts += [f"### {name}\n\n```\n{printed(name)}\n```\n" for name in names]
     return "\n".join(parts)

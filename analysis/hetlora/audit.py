@@ -10,8 +10,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hetlora.errors import UserError, need
+
+if TYPE_CHECKING:
+    from hetlora.audit_replay import Options
+    from hetlora.audit_report import Report
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -60,22 +65,13 @@ def audit(arguments: argparse.Namespace) -> int:
     import torch
     from transformers.utils import logging
 
-    from hetlora.audit_replay import Options, Replay
+    from hetlora.audit_replay import Options
 
     logging.disable_progress_bar()
     if arguments.threads > 0:
         torch.set_num_threads(arguments.threads)
     options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
-    replay = Replay(arguments.run_dir, options)
-    evaluation = None
-    if arguments.evaluate:
-        from hetlora.audit_evaluate import Evaluation
-
-        evaluation = Evaluation(replay)
-        replay.after_round = evaluation.row
-    report = replay.run()
-    if evaluation:
-        evaluation.finish()
+    report = replayed(arguments.run_dir, options)
     print(report.table())
     if arguments.json:
         arguments.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
@@ -84,6 +80,25 @@ def audit(arguments: argparse.Namespace) -> int:
         return 0
     print(f"FAILED: {', '.join(report.failed())}")
     return 1
+
+
+def replayed(run_dir: Path, options: Options) -> Report:
+    """The report of a whole replay, by what the run trained."""
+    from hetlora.audit_config import read_settings
+    from hetlora.audit_evaluate import Evaluation
+    from hetlora.audit_full import FullReplay
+    from hetlora.audit_replay import Replay
+
+    if read_settings(run_dir).policy("trainable") == "base":
+        return FullReplay(run_dir, options).run()
+    replay = Replay(run_dir, options)
+    evaluation = Evaluation(replay) if options.evaluate else None
+    if evaluation:
+        replay.after_round = evaluation.row
+    report = replay.run()
+    if evaluation:
+        evaluation.finish()
+    return report
 
 
 if __name__ == "__main__":

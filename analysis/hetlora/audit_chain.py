@@ -51,7 +51,9 @@ class Chain:
             identical = identical and (head is None or np.array_equal(head, replay.trace.global_head(number - 1)))
             if not identical or (replay.base and not self._same_base()):
                 windows = replay.data.client_windows(event.client) if replay.natural else []
-                plan = batches(windows, self.settings, event.client, number) if windows else replay.batches(event)
+                plan = (
+                    batches(windows, self.settings, event.client, number) if windows else replay.schedule.batches(event)
+                )
                 result = replay.clients.train(Start(event, received, size, rank, plan, head), compare=False)
             self.ranks[event.client] = rank
             if event.dropped or not result.finite:

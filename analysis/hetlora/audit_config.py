@@ -33,7 +33,7 @@ REPLAYABLE_POLICIES = {
     "slot_select": ("prefix", "random", "importance", "scored"),
     "receive": ("selected", "all"),
     "slot_scale": ("none", "sketch"),
-    "trainable": ("both", "b", "alternate"),
+    "trainable": ("both", "b", "alternate", "base"),
     "local_extra": ("none", "tail_prune", "proximal"),
     "shared_factors": ("both", "a"),
     "client_weight": ("uniform", "samples", "sparsity"),
@@ -224,7 +224,7 @@ def read_settings(run_dir: Path) -> Settings:
             raise AuditError(
                 f"{key} = {value} cannot be replayed - {path} - audit a run with {key} one of: {', '.join(known)}", 2
             )
-    if float(settings.get("lora.dropout", 0.0)) > 0:
+    if float(settings.get("lora.dropout", 0.0)) > 0 and settings.policy("trainable") != "base":
         raise AuditError(
             f"lora.dropout = {settings.get('lora.dropout')} cannot be replayed (its masks come from the program's own "
             f"random numbers) - {path} - audit a run with lora.dropout = 0", 2,

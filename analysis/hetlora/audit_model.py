@@ -20,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.models.llama.modeling_llama import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
+from hetlora.audit_config import AuditError
+
 #: model_type of a base that the program trains -> prefix of its classes in `transformers`
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT2"}
 
@@ -115,6 +117,15 @@ def float64_parts(dtype: torch.dtype) -> Iterator[None]:
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     stack.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
+
+
+def base_folder(path: str | Path) -> Path:
+    """The folder of the base model, or an AuditError that says how to come by one."""
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        made = f" (`hetlora convert gguf {path} --to DIR` makes one)" if path.is_file() else ""
+        raise AuditError(f"no base model folder - {path} (model.path) - give one with --model DIR{made}")
+    return path
 
 
 def load_base(path: str | Path, dtype: torch.dtype = torch.float32, labels: int = 0) -> torch.nn.Module:

@@ -12,14 +12,15 @@ import torch
 from hetlora.audit_chain import BASE, GLOBAL, RANKS, RECEIVED, Chain
 from hetlora.audit_client import ClientTrainer, Participation
 from hetlora.audit_config import AuditError, Settings, read_settings
-from hetlora.audit_data import Prepared, Window, batches, steps_of
+from hetlora.audit_data import Prepared
 from hetlora.audit_heads import Heads
 from hetlora.audit_merge import FORM, FROM_UPLOADS, Merges
 from hetlora.audit_methods import Private, expected_received, received_size, slots_are_valid
-from hetlora.audit_model import adapter_layout, load_base
+from hetlora.audit_model import adapter_layout, base_folder, load_base
 from hetlora.audit_participation import CHOSEN, FROZEN, Participations
 from hetlora.audit_products import Base
 from hetlora.audit_report import Report
+from hetlora.audit_schedule import COHORTS, RATE, WINDOWS, Schedule
 from hetlora.audit_start import peft_slots
 from hetlora.audit_trace import Event, Trace, n_parameters, relative_difference, split
 
@@ -46,18 +47,12 @@ class Replay:
         self.run_dir, self.options = run_dir, options
         self.settings: Settings = read_settings(run_dir)
         self.trace = Trace(run_dir / "trace.h5")
-        self.natural = self.settings.get("data.partition", "natural") == "natural"
-        if not self.natural and self.settings.policy("client_weight") == "samples":
-            raise AuditError(
-                f"data.partition = {self.settings.get('data.partition')} with client_weight = samples cannot be "
-                "replayed (the program draws which sequences a client holds) - audit a run with partition natural", 2,
-            )  # fmt: skip
         self.data = Prepared(options.data or self.settings.get("data.path", ""), self.settings)
-        model_path = Path(options.model or self.settings.get("model.path", ""))
-        if not (model_path / "config.json").is_file():
-            made = f" (`hetlora convert gguf {model_path} --to DIR` makes one)" if model_path.is_file() else ""
-            raise AuditError(f"no base model folder - {model_path} (model.path) - give one with --model DIR{made}")
-        self.model_path = model_path
+        self.report = self._declare(options)
+        self.schedule = Schedule(self.settings, self.data, self.trace, self.report)
+        self.schedule.check_weights_are_known()
+        self.natural = self.schedule.natural
+        self.model_path = base_folder(options.model or self.settings.get("model.path", ""))
         self.dtype = torch.float64 if self.settings.precision == "fp64" else torch.float32
         base = self.load_base()
         self.layout = adapter_layout(base, str(self.settings.get("lora.targets", "q_proj,v_proj")))
@@ -79,7 +74,6 @@ class Replay:
         self.rank_max = int(self.settings.get("lora.rank_max", 32))
         self.prunes = policy("local_extra") == "tail_prune"
         self.personal = policy("shared_factors") == "a"
-        self.report = self._declare(options)
         self.heads = Heads(self) if self.settings.labels else None
         self.clients = Participations(self.trainer, self.data, self.trace, self.report)
         self.last_rank: dict[int, int] = {}  # client -> its lora_rank after its latest participation, as traced
@@ -94,10 +88,9 @@ class Replay:
     def _declare(self, options: Options) -> Report:
         report, tolerance = Report(), options.tolerance
         policy = self.settings.policy
-        for name in ("initial adapter as specified", "cohorts eligible", "lora_ranks equal", "windows equal",
-                     "dropped clients equal"):  # fmt: skip
+        for name in ("initial adapter as specified", COHORTS, "lora_ranks equal", WINDOWS, "dropped clients equal"):
             report.declare(name, 0.0, "equal")
-        report.declare("learning rate, relative", tolerance)
+        report.declare(RATE, tolerance)
         report.declare("aggregation weight, absolute", tolerance)
         for name in ("received vs traced global", "step loss, relative", "sent adapter, per matrix", FROM_UPLOADS):
             report.declare(name, tolerance)
@@ -117,7 +110,7 @@ class Replay:
         chain = tolerance if options.chain else None
         report.declare(RECEIVED, chain)
         report.declare(GLOBAL, chain)
-        if self.base:
+        if policy("base_update") != "none":
             report.declare(BASE, chain)
         report.declare(RANKS, 0.0 if options.chain else None, "equal")
         return report
@@ -137,7 +130,7 @@ class Replay:
             self.after_round(0)
         for number in rounds:
             events = [event for event in self.trace.events if event.round == number]
-            self._cohort(number, events)
+            self.schedule.cohort(number, events)
             results: dict[int, Participation | None] = {}
             self._load_base()
             for i, event in enumerate(events):
@@ -146,7 +139,7 @@ class Replay:
                 prunes += pruned and event.lora_rank_after < event.lora_rank
                 results[event.index] = None
                 if self.options.clients == 0 or i < self.options.clients:
-                    result = self.clients.replay(event, self.batches(event))
+                    result = self.clients.replay(event, self.schedule.batches(event))
                     results[event.index] = result
                     replayed += 1
                     ours += pruned and result.lora_rank_after < event.lora_rank
@@ -212,17 +205,6 @@ class Replay:
             drawn = known == self.rank_max or self._is_drawn(a[known:])
             self.report.equal("initial adapter as specified", drawn, f"A of {name}")
 
-    def _cohort(self, number: int, events: list[Event]) -> None:
-        """Nobody twice, no held-out client, nobody with too few windows, and as many as asked for."""
-        clients = [event.client for event in events]
-        good = len(set(clients)) == len(clients)
-        if self.natural:
-            minimum = max(1, int(self.settings.get("data.min_windows", 1)))
-            eligible = {c for c in range(self.data.n_clients) if len(self.data.client_windows(c)) >= minimum}
-            asked = int(self.settings.get("experiment.clients_per_round", 8)) or len(eligible)
-            good = good and set(clients) <= eligible and len(clients) == min(asked, len(eligible))
-        self.report.equal("cohorts eligible", good, f"round {number}")
-
     def _before(self, event: Event) -> None:
         """What holds before training: lora_rank, sizes, slots, learning rate, received adapter."""
         low, high = int(self.settings.get("lora.rank_min", 2)), self.settings.lora_rank_cap(event.round)
@@ -233,8 +215,7 @@ class Replay:
         sent = size if self.settings.policy("slot_select") == "scored" else event.lora_rank
         good = event.lora_rank_before == size and (self.prunes or event.dropped or event.lora_rank_after == sent)
         self.report.equal("lora_ranks equal", good, f"{event.place()}: adapters of other sizes than {size}, {sent}")
-        rate = self.settings.learning_rate(event.round)
-        self.report.relative("learning rate, relative", rate, event.learning_rate, f"round {event.round}")
+        self.schedule.learning_rate(event)
         before = self.trace.global_adapter(event.round - 1)
         if SLOTS in self.report.checks:
             good = slots_are_valid(event, self.settings, self.layout, before)
@@ -268,26 +249,3 @@ class Replay:
         bound = a.shape[1] ** -0.5
         spread = a.std() / (bound / 3**0.5) - 1.0
         return bool(good and np.abs(a).max() <= bound * (1 + 1e-6) and abs(spread) < 6 * (0.2 / a.size) ** 0.5)
-
-    def batches(self, event: Event) -> list[list[Window]]:
-        """Our own batch order, compared with the traced one; the traced one when ours isn't known or differs."""
-        steps = self.trace.steps(event)
-        own: list[list[Window]] = []
-        if self.natural:
-            windows = self.data.client_windows(event.client)
-            own = batches(windows, self.settings, event.client, event.round) if windows else []
-            keys = [[(w.sequence, w.number) for w in batch] for batch in own]
-            traced = [step.windows for step in steps]
-            # a dropped client may have stopped early
-            same = (keys[: len(traced)] if event.dropped else keys) == traced
-            same = same and event.n_steps == (len(traced) if event.dropped else steps_of(self.settings, len(windows)))
-            self.report.equal("windows equal", same, event.place())
-            if same:
-                return own
-        out = []
-        for step in steps:
-            found = [self.data.window(*key) for key in step.windows]
-            if any(window is None for window in found):
-                self.report.equal("windows equal", False, f"{event.place()} step {step.number}: no such window")
-            out.append([window for window in found if window is not None])
-        return [batch for batch in out if batch]

@@ -229,6 +229,12 @@ int run_bench(Transport& transport, const Settings& settings, const CommandLine&
             throw usage_error(
                 "bench measures one MPI rank: start it without mpirun (for several, compare t_train_s in run.h5)");
         }
+        if (resolve_strategy(settings).trains_base()) {
+            throw usage_error(
+                "bench measures the step of adapters on a frozen base, and strategy.preset = {} trains the base: take "
+                "another preset (`hetlora plan` measures this one)",
+                settings.strategy.preset);
+        }
     });
     const Stopwatch start;
     Experiment experiment = build_experiment(transport, settings);

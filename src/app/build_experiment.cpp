@@ -166,6 +166,17 @@ void check_task_of_data(const Settings& settings, const CorpusFile& file) {
         settings.data.path.string());
 }
 
+/// A trace of a run that trains the base has all weights after every round.
+void check_traced_size(const Settings& settings, const Strategy& strategy, const ModelConfig& config) {
+    constexpr std::int64_t most_weights = 20'000'000;
+    if (!settings.output.trace || !strategy.trains_base() || config.parameters() <= most_weights) return;
+    throw usage_error(
+        "output.trace = true with strategy.preset = {} writes all {} weights after every round, and {} are the most: "
+        "trace a run of a smaller model, or take output.trace = false (the last weights are in the checkpoint)",
+        strategy.preset, human_count(static_cast<double>(config.parameters())),
+        human_count(static_cast<double>(most_weights)));
+}
+
 /// The head that all mpi_ranks start from. @return nothing for next tokens
 std::unique_ptr<ClassHeadGroup> starting_head(const Settings& settings, const CorpusFile& file,
                                               const LlamaWeights& weights) {
@@ -227,7 +238,11 @@ std::vector<ClientRow> clients_of_data(const Settings& settings) {
 Experiment build_experiment(Transport& transport, const Settings& settings) {
     Experiment experiment;
     experiment.settings = settings;
-    if (settings.model.task == Task::classification) experiment.settings.compute.device = DeviceChoice::cpu;
+    agree(transport, "choosing the method", [&] { experiment.strategy = resolve_strategy(settings); });
+    const bool trains_base = experiment.strategy.trains_base();
+    if (settings.model.task == Task::classification || trains_base)
+        experiment.settings.compute.device = DeviceChoice::cpu;
+    if (trains_base) experiment.settings.compute.gemm = GemmChoice::mkl;  // on the weights themselves, which change
     choose_compute(transport, experiment.settings.compute);
     experiment.placement = placement(transport, experiment.settings.compute);
     ModelConfig config;
@@ -243,13 +258,13 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
                               window ? "positions of the sliding window" : "positions", settings.model.path.string(),
                               window ? ", and only full attention is implemented" : "");
         }
-        experiment.strategy = resolve_strategy(settings);
+        check_traced_size(settings, experiment.strategy, config);
         experiment.start = starting_adapter(settings, experiment.strategy, experiment.layout);
         experiment.corpus = std::make_unique<Corpus>(settings.data.path, corpus_options(settings));
         check_tokenizer(settings, config, experiment.corpus->file().attributes());
         check_task_of_data(settings, experiment.corpus->file());
     });
-    experiment.choice = choose_engine(transport, experiment.settings, config, experiment.layout);
+    experiment.choice = choose_engine(transport, experiment.settings, config, experiment.layout, trains_base);
     experiment.choice.options.base_changes = experiment.strategy.updates_base();
     agree(transport, "loading the model", [&] {
         experiment.engine =
@@ -319,6 +334,16 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     std::int64_t evaluation_tokens = 0;
     for (const auto& window : experiment.evaluation_windows) evaluation_tokens += window.n_loss;
     const ModelConfig& config = experiment.engine->weights().config;
+    const bool full = experiment.strategy.trains_base();
+    const double sent = full ? static_cast<double>(config.parameters()) : slot * mean_rank;  // values of a client
+    const std::string trained =
+        full ? fmt::format("  weights   all {} are trained; no adapters: the keys of [lora] have no effect\n",
+                           human_count(static_cast<double>(config.parameters())))
+             : fmt::format(
+                   "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n",
+                   experiment.layout.matrices.size(), histogram.begin()->first, histogram.rbegin()->first,
+                   name_of(settings.lora.rank_distribution), mean_rank, ranks,
+                   human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max);
     const std::string from_adapter =
         settings.model.adapter.empty() ? std::string() : " from the adapter in " + settings.model.adapter.string();
     const std::string places =
@@ -329,10 +354,10 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         "  data      {} ({}, {} may train), windows of {} tokens, evaluation on {} {} of held-out "
         "clients\n"
         "  partition {}, hash {}\n"
-        "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n"
+        "{}"
         "{}"
         "  a round   about {} up and {} down in true bytes\n"
-        "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; packs of {} tokens; about {} of memory "
+        "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; {} of {} tokens; about {} of memory "
         "each{}",
         settings.experiment.name, "on " + transport.hosts().front(), counted(settings.experiment.rounds, "round"),
         cohort, counted(eligible, "client"), experiment.strategy.preset,
@@ -340,15 +365,13 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         config.layers, config.hidden_size, name_of(settings.model.precision), settings.data.path.filename().string(),
         counted(population.size(), "client"), eligible, settings.data.sequence_length,
         human_count(static_cast<double>(evaluation_tokens)), experiment.head ? "texts" : "loss tokens",
-        describe_partition(settings), experiment.partition_sha256.substr(0, 12), experiment.layout.matrices.size(),
-        histogram.begin()->first, histogram.rbegin()->first, name_of(settings.lora.rank_distribution), mean_rank, ranks,
-        human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max,
+        describe_partition(settings), experiment.partition_sha256.substr(0, 12), trained,
         experiment.plugin ? fmt::format("  plugin    {}\n", experiment.plugin->describe()) : std::string(),
-        human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)),
-        human_bytes(slot * mean_rank * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
+        human_bytes(sent * value_bytes * static_cast<double>(cohort)),
+        human_bytes(sent * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
         transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
         describe_device(experiment.engine->weights().options().device()), name_of(settings.compute.vector),
-        name_of(settings.compute.gemm), settings.compute.pack_tokens,
+        name_of(settings.compute.gemm), full ? "passes" : "packs", settings.compute.pack_tokens,
         human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)), places);
 }
 
@@ -358,6 +381,11 @@ UploadAccumulator make_accumulator(const Experiment& experiment) {
              .slot_norm = experiment.strategy.slot_norm,
              .aggregate = experiment.strategy.aggregate,
              .reduction = experiment.settings.comm.reduction}};
+}
+
+PlanOptions experiment_plan(const Experiment& experiment, const Settings& settings) {
+    // Where the base is trained, clients come one after another: a pack of one each is what MPI ranks share evenly.
+    return plan_options(settings, experiment.strategy.trains_base() ? 1 : settings.compute.pack_tokens);
 }
 
 std::optional<UpdateDrift> make_drift(const Experiment& experiment) {
@@ -375,7 +403,7 @@ RoundContext round_context(Transport& transport, Experiment& experiment, Populat
             .settings = settings,
             .strategy = experiment.strategy,
             .init = adapter_init_law(settings),
-            .plan = plan_options(settings, settings.compute.pack_tokens),
+            .plan = experiment_plan(experiment, settings),
             .private_factors = private_factors,
             .head = experiment.head ? &experiment.head->shape() : nullptr,
             .own = experiment.plugin ? &experiment.plugin->method() : nullptr};

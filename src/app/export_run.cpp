@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "hetlora/app/head_export.hpp"
+#include "hetlora/app/resume.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/hub_cache.hpp"
 #include "hetlora/base/text.hpp"
@@ -53,16 +54,6 @@ void check_target(const fs::path& to) {
     if (!fs::exists(to, error)) return;
     if (fs::is_directory(to, error) && fs::is_empty(to, error)) return;
     throw usage_error("--to {}: something is there already; name a new folder", to.string());
-}
-
-/// The frozen matrix of a checkpoint where the method changed it; empty where it did not.
-std::vector<double> changed_base(const Checkpoint& checkpoint, const AdaptedMatrix& matrix) {
-    const std::string name = "base/" + matrix.name;
-    if (const auto wide = checkpoint.numbers.find(name); wide != checkpoint.numbers.end()) return wide->second;
-    if (const auto narrow = checkpoint.floats.find(name); narrow != checkpoint.floats.end()) {
-        return {narrow->second.begin(), narrow->second.end()};
-    }
-    return {};
 }
 
 at::Tensor as_tensor(std::span<const double> values, std::int64_t rows, std::int64_t columns) {
@@ -113,8 +104,22 @@ void save_merged(const LlamaWeights& weights, const ExportRequest& request, cons
                     request.to, dtype);
 }
 
-void write_merged(const ExportRequest& request, const Settings& settings, const AdapterLayout& layout,
-                  const Checkpoint& checkpoint) {
+/// Every weight of a run that trained the base.
+void take_trained_weights(std::span<const NamedWeight> named, const Checkpoint& checkpoint) {
+    for (const auto& [name, tensor] : named) {
+        const std::vector<double> values = stored_base(checkpoint, "base/" + name);
+        if (std::ssize(values) != tensor.numel()) {
+            throw input_error(
+                "the checkpoint of round {} has no trained {} that fits the model: was the base replaced?",
+                checkpoint.round, name);
+        }
+        at::Tensor target = tensor;
+        target.copy_(at::from_blob(const_cast<double*>(values.data()), tensor.sizes(), at::kDouble));
+    }
+}
+
+void write_merged(const ExportRequest& request, const Settings& settings, const Strategy& strategy,
+                  const AdapterLayout& layout, const Checkpoint& checkpoint) {
     const at::NoGradGuard no_grad;
     const at::ScalarType dtype = settings.model.precision == Precision::fp64   ? at::kDouble
                                  : settings.model.precision == Precision::bf16 ? at::kBFloat16
@@ -125,11 +130,12 @@ void write_merged(const ExportRequest& request, const Settings& settings, const 
     const double scale = lora_scale(settings.lora, rank_max);
     const std::span<const double> global = checkpoint.numbers.at("global");
     auto named = named_weights(weights);
-    for (std::size_t m = 0; m < layout.matrices.size(); ++m) {
+    if (strategy.trains_base()) take_trained_weights(named, checkpoint);
+    for (std::size_t m = 0; !strategy.trains_base() && m < layout.matrices.size(); ++m) {
         const AdaptedMatrix& matrix = layout.matrices[m];
         const auto found = std::ranges::find(named, matrix.name + ".weight", &NamedWeight::name);
         if (found == named.end()) throw bug_error("no weight of the adapted matrix {}", matrix.name);
-        const std::vector<double> base = changed_base(checkpoint, matrix);
+        const std::vector<double> base = stored_base(checkpoint, "base/" + matrix.name);
         const auto rows = [&](std::int64_t offset, std::int64_t width) {
             return as_tensor(
                 global.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(rank_max * width)), rank_max,
@@ -171,12 +177,16 @@ std::string export_run(const ExportRequest& request) {
                           request.run.string(), strategy.preset);
     }
     if (request.merged) {
-        write_merged(request, settings, layout, checkpoint);
+        write_merged(request, settings, strategy, layout, checkpoint);
         const bool no_companions = fs::is_regular_file(settings.model.path);
         return fmt::format("{}: the whole model after round {}{}\n", request.to.string(), checkpoint.round,
                            no_companions ? " (without a tokenizer: its base is a GGUF file; " +
                                                gguf_convert_command(settings.model.path) + " writes one)"
                                          : "");
+    }
+    if (strategy.trains_base()) {
+        throw usage_error("'{}' is a run of {}, which trains the base itself: there is no adapter; take --merged",
+                          request.run.string(), strategy.preset);
     }
     if (strategy.updates_base()) {
         throw usage_error(

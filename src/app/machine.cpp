@@ -160,7 +160,7 @@ std::int64_t free_memory_bytes() {
 }
 
 EngineChoice choose_engine(Transport& transport, Settings& settings, const ModelConfig& config,
-                           const AdapterLayout& layout) {
+                           const AdapterLayout& layout, bool trains_base) {
     ComputeSettings& compute = settings.compute;
     const at::ScalarType dtype = activation_dtype(settings.model.precision);
     const at::Device device = engine_device(transport, compute);
@@ -201,12 +201,17 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
     const auto path = static_cast<GemmPath>(chosen[0]);
     choice.options = {.gemm = path, .recompute = compute.recompute == Recompute::layer};
     const EngineMemory memory =
-        engine_memory(config, layout,
-                      {.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
-                       .residual_bytes = dtype == at::kDouble ? 8 : 4,
-                       .frozen_copies = path == GemmPath::mkl ? 1.0 : 2.0,  // widened: float32 is two bfloat16
-                       .recompute = choice.options.recompute,
-                       .lora_width = lora_width(settings.lora.rank_max)});
+        trains_base
+            ? full_training_memory(config, {.value_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
+                                            .moments = settings.local.optimizer == OptimizerKind::adamw ? 2 : 0,
+                                            .sum_bytes = settings.comm.reduction == ReductionKind::exact ? 16 : 8,
+                                            .sequence_length = settings.data.sequence_length})
+            : engine_memory(config, layout,
+                            {.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
+                             .residual_bytes = dtype == at::kDouble ? 8 : 4,
+                             .frozen_copies = path == GemmPath::mkl ? 1.0 : 2.0,  // widened: float32 is two bfloat16
+                             .recompute = choice.options.recompute,
+                             .lora_width = lora_width(settings.lora.rank_max)});
     agree(transport, "counting memory", [&] {
         const std::int64_t free_bytes = on_gpu ? cuda::free_memory_bytes(device) : free_memory_bytes();
         const std::int64_t sharing =
@@ -224,19 +229,25 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
         const std::int64_t available = compute.memory_gib > 0
                                            ? static_cast<std::int64_t>(compute.memory_gib * 1073741824.0)
                                            : free_bytes / sharing;
-        const std::int64_t smallest = settings.local.batch_size * settings.data.sequence_length;
+        // Full fine-tuning goes through a step's sequences in passes of one at least.
+        const std::int64_t smallest = (trains_base ? 1 : settings.local.batch_size) * settings.data.sequence_length;
         const std::int64_t needed = memory.frozen_bytes + memory.step_bytes(smallest);
         if (needed > available) {
+            const std::string more =
+                trains_base ? std::string("lower data.sequence_length, or take an adapter method")
+                            : fmt::format(
+                                  "lower local.batch_size or data.sequence_length, or set "
+                                  "compute.recompute = layer{}",
+                                  settings.model.precision == Precision::fp32 ? " or model.precision = bf16" : "");
             throw environment_error(
-                "one client's step ({} sequences of {} tokens) needs about {} of memory ({} for the frozen model, {} "
-                "for activations), but this MPI rank can have {} (compute.memory_gib, or its share of the node's free "
-                "memory): ask for more memory or fewer MPI ranks per node, lower local.batch_size or "
-                "data.sequence_length, or set compute.recompute = layer{}",
+                "one client's step ({} sequences of {} tokens) needs about {} of memory ({} for the {} model, {} "
+                "for {}), but this MPI rank can have {} (compute.memory_gib, or its share of the node's free "
+                "memory): ask for more memory or fewer MPI ranks per node, {}",
                 settings.local.batch_size, settings.data.sequence_length, human_bytes(static_cast<double>(needed)),
-                human_bytes(static_cast<double>(memory.frozen_bytes)),
+                human_bytes(static_cast<double>(memory.frozen_bytes)), trains_base ? "global" : "frozen",
                 human_bytes(static_cast<double>(memory.step_bytes(smallest))),
-                human_bytes(static_cast<double>(available)),
-                settings.model.precision == Precision::fp32 ? " or model.precision = bf16" : "");
+                trains_base ? "a client's copy, gradients, moments, the sum and activations" : "activations",
+                human_bytes(static_cast<double>(available)), more);
         }
     });
     transport.broadcast_values(chosen);

@@ -178,6 +178,7 @@ PeftAdapter read_peft_adapter(const fs::path& folder, const AdapterLayout& layou
 
 std::vector<double> starting_adapter(const Settings& settings, const Strategy& strategy, const AdapterLayout& layout) {
     const AdapterInitLaw law = adapter_init_law(settings);
+    if (strategy.trains_base()) return std::vector<double>(static_cast<std::size_t>(layout.parameters(law.rank_max)));
     std::vector<double> start = initial_adapter(layout, law);
     if (settings.model.adapter.empty()) return start;
     if (strategy.restarts() || strategy.is_personal()) {

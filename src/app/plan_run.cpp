@@ -105,7 +105,7 @@ private:
     }
 
     RoundPlan plan_of(const Settings& settings, std::int64_t round) const {
-        return make_round_plan(round, *experiment_.population, plan_options(settings, settings.compute.pack_tokens));
+        return make_round_plan(round, *experiment_.population, experiment_plan(experiment_, settings));
     }
 
     /// The settings with fewer steps, and at most so many clients.

@@ -237,23 +237,46 @@ void restore_base(Transport& transport, Experiment& experiment, const ResumePoin
         agree(transport, "restoring the base", [&] {
             if (!transport.is_root()) return;
             const std::string name = base_name(layout, m);
-            const auto wide = point.checkpoint->numbers.find(name);
-            const auto narrow = point.checkpoint->floats.find(name);
-            if (wide != point.checkpoint->numbers.end() && wide->second.size() == values.size()) {
-                values = wide->second;
-            } else if (narrow != point.checkpoint->floats.end() && narrow->second.size() == values.size()) {
-                values.assign(narrow->second.begin(), narrow->second.end());
-            } else {
+            std::vector<double> stored = stored_base(*point.checkpoint, name);
+            if (stored.size() != values.size()) {
                 throw input_error("the checkpoint of round {} in '{}' has no changed {}: start anew in another folder",
                                   point.round, point.folder->checkpoints().string(), name);
             }
+            values = std::move(stored);
         });
         transport.broadcast_values(values);
         agree(transport, "restoring the base", [&] { experiment.engine->set_base_matrix(m, values); });
     }
 }
 
+/// A checkpoint's name of a tensor of the base.
+std::string weight_name(const std::string& name) { return "base/" + name; }
+
+void restore_weights(Transport& transport, Experiment& experiment, const ResumePoint& point) {
+    if (!experiment.strategy.trains_base()) return;
+    for (const auto& [name, tensor] : named_weights(experiment.engine->weights())) {
+        std::vector<double> values(static_cast<std::size_t>(tensor.numel()));
+        agree(transport, "restoring the weights", [&] {
+            if (!transport.is_root()) return;
+            if (values = stored_base(*point.checkpoint, weight_name(name)); std::ssize(values) == tensor.numel())
+                return;
+            throw input_error("the checkpoint of round {} in '{}' has no trained {}: start anew in another folder",
+                              point.round, point.folder->checkpoints().string(), name);
+        });
+        transport.broadcast_values(values);
+        experiment.engine->set_weight(name, values);
+    }
+}
+
 }  // namespace
+
+std::vector<double> stored_base(const Checkpoint& checkpoint, const std::string& name) {
+    if (const auto wide = checkpoint.numbers.find(name); wide != checkpoint.numbers.end()) return wide->second;
+    if (const auto narrow = checkpoint.floats.find(name); narrow != checkpoint.floats.end()) {
+        return {narrow->second.begin(), narrow->second.end()};
+    }
+    return {};
+}
 
 CarriedState carried_state(const Experiment& experiment, std::int64_t round, const ServerState& server,
                            const std::vector<double>& base_losses) {
@@ -262,10 +285,15 @@ CarriedState carried_state(const Experiment& experiment, std::int64_t round, con
                        .base_losses = base_losses,
                        .lora_ranks = experiment.population->lora_ranks(),
                        .private_rounds = {},
-                       .base = {}};
+                       .base = {},
+                       .weights = {}};
     if (experiment.strategy.is_personal()) state.private_rounds = experiment.population->private_rounds();
     for (std::size_t m = 0; experiment.strategy.updates_base() && m < experiment.layout.matrices.size(); ++m) {
         state.base.push_back(experiment.engine->base_matrix(m));
+    }
+    if (experiment.strategy.trains_base()) {
+        for (const auto& [name, tensor] : named_weights(experiment.engine->weights()))
+            state.weights.push_back({name, tensor.clone(at::MemoryFormat::Contiguous)});
     }
     return state;
 }
@@ -296,6 +324,17 @@ Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& sta
             checkpoint.floats[name].assign(state.base[m].begin(), state.base[m].end());
         }
     }
+    for (const auto& [name, tensor] : state.weights) {
+        const auto copy_to = [&]<typename T>(std::vector<T>& values) {
+            const T* first = tensor.const_data_ptr<T>();
+            values.assign(first, first + tensor.numel());
+        };
+        if (settings.model.precision == Precision::fp64) {
+            copy_to(checkpoint.numbers[weight_name(name)]);
+        } else {
+            copy_to(checkpoint.floats[weight_name(name)]);
+        }
+    }
     return checkpoint;
 }
 
@@ -306,7 +345,8 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
                        .base_losses = {},
                        .lora_ranks = {},
                        .private_rounds = {},
-                       .base = {}};
+                       .base = {},
+                       .weights = {}};
     if (experiment.head) state.server.head = experiment.head->get(0);  // its size, on every mpi_rank
     auto lora_ranks = experiment.population->lora_ranks();
     std::array<std::int64_t, 1> n_base{0};
@@ -353,6 +393,7 @@ CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, co
     agree(transport, "restoring the lora_ranks", [&] { experiment.population->restore_lora_ranks(lora_ranks); });
     restore_private_rounds(transport, experiment, point);
     restore_base(transport, experiment, point);
+    restore_weights(transport, experiment, point);
     return state;
 }
 

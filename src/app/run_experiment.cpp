@@ -115,7 +115,7 @@ public:
         last_ = record.round;
         if (std::isfinite(record.round.t_eval_s)) evaluation_.check_health(record.round);
         if (transport_.is_root()) {
-            warnings_.about_slots(outcome, experiment_.settings.lora.rank_max);
+            if (!experiment_.strategy.trains_base()) warnings_.about_slots(outcome, experiment_.settings.lora.rank_max);
             warnings_.about_dropped(outcome);
         }
         save_round(round);
@@ -150,7 +150,8 @@ public:
         broadcast_adapter_to_all();
         ClientScores clients;
         if (!base_losses_.empty())
-            clients = client_scores(transport_, experiment_, server_.global, private_files_, true);
+            clients = client_scores(transport_, experiment_, server_.global, private_files_,
+                                    /*with_own_rank=*/!experiment_.strategy.trains_base());
         std::vector<GroupRow> groups;
         if (experiment_.settings.evaluation.groups == EvaluationClients::final)
             groups = evaluate_groups(transport_, experiment_, server_.global);
@@ -173,7 +174,9 @@ public:
                                 .fan_in_fan_out = experiment_.engine->weights().config.family->transposed,
                                 .metadata = adapter_metadata()};
             if (experiment_.head) add_head(about, experiment_.head->shape(), server_.head);
-            files_->folder.write_adapter(experiment_.layout, server_.global, about);
+            // Where the base is trained, the last checkpoint is the result.
+            if (!experiment_.strategy.trains_base())
+                files_->folder.write_adapter(experiment_.layout, server_.global, about);
             checkpoints_.finish(carried_state(experiment_, settings.experiment.rounds, server_, base_losses_));
             close_log();
             if (files_->trace) files_->trace->close();
@@ -222,6 +225,12 @@ private:
         return metadata;
     }
 
+    /// The weights after a round, as a Hugging Face folder without a tokenizer. @pre on root
+    void trace_weights(std::int64_t round) const {
+        save_weights(experiment_.engine->weights(), files_->folder.trace_weights() / fmt::format("round_{:06}", round),
+                     activation_dtype(experiment_.settings.model.precision));
+    }
+
     /// Versions of private factors that no kept checkpoint can name.
     void forget_private_factors(const RoundPlan& plan) {
         if (!files_ || !experiment_.strategy.is_personal()) return;
@@ -252,6 +261,7 @@ private:
             }
             Stopwatch io_watch;
             if (files_->trace) {
+                if (experiment_.strategy.trains_base()) trace_weights(row.round);
                 if (outcome != nullptr) {
                     write_trace(*files_->trace, experiment_, *outcome, server_, row.round);
                 } else {

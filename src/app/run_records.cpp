@@ -138,20 +138,23 @@ std::string closing_table(const Experiment& experiment, const RoundRow& first, c
         if (metrics[i].name.starts_with("test_")) continue;
         more += fmt::format("  {:<16} {:>10.4f} {:>10.4f}\n", metrics[i].name, value(first), value(last));
     }
+    const std::string adapters =
+        experiment.strategy.trains_base()
+            ? std::string()
+            : fmt::format("  mean lora_rank   {:>10.2f} {:>10.2f}\n  slots alive      {:>10} {:>10}\n", rank_before / n,
+                          rank_after / n, first.slots_alive, last.slots_alive);
     return fmt::format(
         "\n                       before      after\n"
         "  {:<16} {:>10.3f} {:>10.3f}\n"
         "  accuracy         {:>10.4f} {:>10.4f}\n"
         "{}"
-        "  mean lora_rank   {:>10.2f} {:>10.2f}\n"
-        "  slots alive      {:>10} {:>10}\n"
+        "{}"
         "  true bytes up {} and down {} in {}\n"
         "  results in {}",
         labels ? "loss" : "perplexity", labels ? first.eval_loss : first.eval_perplexity,
-        labels ? last.eval_loss : last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, more, rank_before / n,
-        rank_after / n, first.slots_alive, last.slots_alive, human_bytes(static_cast<double>(totals.bytes_up)),
-        human_bytes(static_cast<double>(totals.bytes_down)), human_seconds(totals.seconds),
-        experiment.settings.output.dir.string());
+        labels ? last.eval_loss : last.eval_perplexity, first.eval_accuracy, last.eval_accuracy, more, adapters,
+        human_bytes(static_cast<double>(totals.bytes_up)), human_bytes(static_cast<double>(totals.bytes_down)),
+        human_seconds(totals.seconds), experiment.settings.output.dir.string());
 }
 
 }  // namespace hetlora

@@ -72,8 +72,8 @@ std::vector<Sample> make_samples(Experiment& experiment, std::span<const double>
     AdapterGroup adapter(experiment.layout, 1, lora_width(rank_max), /*with_gradient=*/false,
                          experiment.engine->weights().options());
     adapter.set(0, global, rank_max);
-    // A method that adds to the base leaves no untouched one to ask.
-    const bool base_untouched = !experiment.strategy.updates_base();
+    // A method that changes the base leaves no untouched one to ask.
+    const bool base_untouched = !experiment.strategy.updates_base() && !experiment.strategy.trains_base();
     std::vector<std::vector<std::int32_t>> base;
     if (base_untouched) base = generate(*experiment.engine, nullptr, 0.0, prompts, options);
     const auto tuned = generate(*experiment.engine, &adapter, experiment.global_scale, prompts, options);

@@ -33,7 +33,8 @@ HETLORA_WORDS(SlotSelect, {"prefix", SlotSelect::prefix}, {"random", SlotSelect:
               {"importance", SlotSelect::importance}, {"scored", SlotSelect::scored})
 HETLORA_WORDS(Receive, {"selected", Receive::selected}, {"all", Receive::all})
 HETLORA_WORDS(SlotScale, {"none", SlotScale::none}, {"sketch", SlotScale::sketch})
-HETLORA_WORDS(Trainable, {"both", Trainable::both}, {"b", Trainable::b}, {"alternate", Trainable::alternate})
+HETLORA_WORDS(Trainable, {"both", Trainable::both}, {"b", Trainable::b}, {"alternate", Trainable::alternate},
+              {"base", Trainable::base})
 HETLORA_WORDS(SharedFactors, {"both", SharedFactors::both}, {"a", SharedFactors::a})
 HETLORA_WORDS(Merge, {"factors", Merge::factors}, {"product", Merge::product}, {"stack", Merge::stack})
 HETLORA_WORDS(FactorSplit, {"left", FactorSplit::left}, {"sqrt", FactorSplit::sqrt}, {"right", FactorSplit::right})

@@ -195,7 +195,8 @@ void add_strategy(std::vector<ConfigKey>& rows) {
                    &S::receive);
     section.policy({"slot_scale", Identity::run, "sketch: a client's scale times rank_max / lora_rank"},
                    &S::slot_scale);
-    section.policy({"trainable", Identity::run, "factors that clients train; alternate: B in odd rounds, A in even"},
+    section.policy({"trainable", Identity::run,
+                    "factors that clients train; alternate: B in odd rounds, A in even; base: no adapter, all weights"},
                    &S::trainable);
     section.policy({"local_extra", Identity::run,
                     "what is added to local training: nothing, HetLoRA's tail regulariser and pruning, or a pull to "

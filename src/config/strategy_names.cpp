@@ -4,9 +4,9 @@ namespace hetlora {
 
 const std::vector<std::string>& strategy_names() {
     static const std::vector<std::string> names{
-        "hetlora",  "hetlora-agg", "zeropad", "fedavg",    "homlora", "fedit", "fedprox",   "rbla",  "replicate",
-        "flexlora", "recon-svd",   "hlora",   "raflora",   "rb-lora", "flora", "florist",   "fedex", "ffa",
-        "rolora",   "deer",        "fslora",  "fed-plora", "lora-a2", "fedsa", "sa-fedlora"};
+        "hetlora",  "hetlora-agg", "zeropad", "fedavg",    "homlora", "fedit", "fedprox",    "rbla",  "replicate",
+        "flexlora", "recon-svd",   "hlora",   "raflora",   "rb-lora", "flora", "florist",    "fedex", "ffa",
+        "rolora",   "deer",        "fslora",  "fed-plora", "lora-a2", "fedsa", "sa-fedlora", "full"};
     return names;
 }
 

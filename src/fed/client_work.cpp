@@ -34,28 +34,6 @@ std::size_t b_values(const AdapterLayout& layout, std::int64_t lora_rank) {
     return static_cast<std::size_t>(lora_rank * values_per_slot(layout, {.a = false, .b = true}));
 }
 
-ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& planned, std::int64_t cohort_index,
-                         int mpi_rank) {
-    ClientReport report;
-    report.cohort_index = cohort_index;
-    report.client = outcome.client;
-    report.lora_rank_before = planned.lora_rank;
-    report.lora_rank_after = planned.lora_rank;
-    report.n_steps = std::ssize(outcome.steps);
-    report.n_rows = outcome.n_tokens;
-    for (const StepRecord& step : outcome.steps) {
-        report.n_tokens += step.n_loss_tokens;
-        report.loss_sum += step.loss * static_cast<double>(step.n_loss_tokens);
-    }
-    report.loss_first = outcome.steps.front().loss;
-    report.loss_last = outcome.steps.back().loss;
-    report.t_train_s = outcome.time_s;
-    report.pack = planned.pack;
-    report.mpi_rank = mpi_rank;
-    report.dropped = !outcome.finite;
-    return report;
-}
-
 /// The places of the slots that a client trained, where they are not its leading ones: chosen for it, or (scored) those
 /// that some matrix trained.
 std::vector<std::int32_t> places(const Distribution& distribution, std::size_t n_matrices) {
@@ -217,6 +195,28 @@ void upload_client(const RoundContext& context, std::int64_t round, const Distri
 
 }  // namespace
 
+ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& planned, std::int64_t cohort_index,
+                         int mpi_rank) {
+    ClientReport report;
+    report.cohort_index = cohort_index;
+    report.client = outcome.client;
+    report.lora_rank_before = planned.lora_rank;
+    report.lora_rank_after = planned.lora_rank;
+    report.n_steps = std::ssize(outcome.steps);
+    report.n_rows = outcome.n_tokens;
+    for (const StepRecord& step : outcome.steps) {
+        report.n_tokens += step.n_loss_tokens;
+        report.loss_sum += step.loss * static_cast<double>(step.n_loss_tokens);
+    }
+    report.loss_first = outcome.steps.front().loss;
+    report.loss_last = outcome.steps.back().loss;
+    report.t_train_s = outcome.time_s;
+    report.pack = planned.pack;
+    report.mpi_rank = mpi_rank;
+    report.dropped = !outcome.finite;
+    return report;
+}
+
 void add_held_uploads(const RoundContext& context, std::span<const double> weights, std::span<const HeldUpload> held) {
     for (const HeldUpload& upload : held) {
         const std::vector<double> of_matrices(context.engine.layout().matrices.size(),
@@ -365,7 +365,7 @@ void train_one_pack(const RoundContext& context, const RoundPlan& plan, const Pa
         const std::vector<double>& head = outcomes[i].head;
         const std::int64_t head_bytes = std::ssize(head) * value_bytes;
         report.bytes_down += head_bytes;
-        if (work.heads && !HeadSum::fits(head, report.n_samples)) report.dropped = true;
+        if (work.heads && !DenseSum::fits(head, report.n_samples)) report.dropped = true;
         if (!report.dropped) upload_client(context, plan.round, distributions[i], sent, report, work);
         if (work.heads && !report.dropped) {
             work.heads->add(head, report.n_samples);

@@ -52,23 +52,35 @@ std::vector<ClientReport> gather_reports(Transport& transport, const RoundPlan& 
 
 namespace {
 
+/// The sums from place `first` on over all mpi_ranks.
+/// @param totals on root as many as are asked for; elsewhere empty
+void reduce_piece(Transport& transport, const UploadSum& sums, std::size_t first, std::size_t n,
+                  std::span<double> totals) {
+    if (sums.kind() == ReductionKind::fast) {
+        transport.reduce_sum(sums.fast().subspan(first, n), totals);
+        return;
+    }
+    std::vector<std::int64_t> limbs(ExactSum::limbs_per_value * n);
+    std::vector<std::int64_t> total_limbs(transport.is_root() ? limbs.size() : 0);
+    sums.exact().to_limbs(first, limbs);
+    transport.reduce_sum(limbs, total_limbs);
+    if (transport.is_root()) ExactSum::from_limbs(total_limbs, totals);
+}
+
+/// Calls visit(first, values) for every piece.
+template <typename Visit>
+void for_each_piece(std::size_t size, Visit visit) {
+    for (std::size_t first = 0; first < size; first += values_per_piece)
+        visit(first, std::min(values_per_piece, size - first));
+}
+
 /// The sums over all mpi_ranks, on root.
 std::vector<double> reduce_sums(Transport& transport, const UploadSum& sums) {
     std::vector<double> totals(transport.is_root() ? sums.size() : 0);
-    if (sums.kind() == ReductionKind::fast) {
-        transport.reduce_sum(sums.fast(), totals);
-        return totals;
-    }
-    std::vector<std::int64_t> limbs;
-    std::vector<std::int64_t> total_limbs;
-    for (std::size_t first = 0; first < sums.size(); first += values_per_piece) {
-        const std::size_t n = std::min(values_per_piece, sums.size() - first);
-        limbs.resize(ExactSum::limbs_per_value * n);
-        total_limbs.resize(transport.is_root() ? limbs.size() : 0);
-        sums.exact().to_limbs(first, limbs);
-        transport.reduce_sum(limbs, total_limbs);
-        if (transport.is_root()) ExactSum::from_limbs(total_limbs, std::span(totals).subspan(first, n));
-    }
+    for_each_piece(sums.size(), [&](std::size_t first, std::size_t n) {
+        const std::span<double> all(totals);
+        reduce_piece(transport, sums, first, n, all.empty() ? all : all.subspan(first, n));
+    });
     return totals;
 }
 
@@ -81,8 +93,20 @@ std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accu
     return reduce_sums(transport, accumulator.sums());
 }
 
-std::vector<double> reduce_heads(Transport& transport, const HeadSum& heads) {
+std::vector<double> reduce_heads(Transport& transport, const DenseSum& heads) {
     return reduce_sums(transport, heads.sums());
+}
+
+void exchange_base(Transport& transport, const DenseSum& changes, Precision wire, const DensePiece& merge,
+                   const DensePiece& take) {
+    for_each_piece(changes.sums().size(), [&](std::size_t first, std::size_t n) {
+        std::vector<double> values(n);
+        reduce_piece(transport, changes.sums(), first, n,
+                     transport.is_root() ? std::span(values) : std::span<double>());
+        if (transport.is_root()) merge(first, values);
+        broadcast_adapter(transport, values, wire);
+        take(first, values);
+    });
 }
 
 std::vector<double> reduce_drift(Transport& transport, const UpdateDrift& drift) {

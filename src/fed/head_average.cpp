@@ -1,14 +1,6 @@
 #include "hetlora/fed/head_average.hpp"
 
-#include <algorithm>
-#include <cmath>
-
 namespace hetlora {
-
-bool HeadSum::fits(std::span<const double> head, double n_samples) {
-    return std::ranges::all_of(head,
-                               [&](double value) { return std::abs(n_samples * value) < ExactSum::largest_term; });
-}
 
 std::vector<double> average_head(std::span<const double> sums, std::span<const ClientReport> reports,
                                  std::span<const double> previous, bool round_to_fp32) {

@@ -7,11 +7,15 @@
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/timer.hpp"
 #include "hetlora/comm/agree.hpp"
+#include "hetlora/fed/base_average.hpp"
+#include "hetlora/fed/base_work.hpp"
 #include "hetlora/fed/client_work.hpp"
 #include "hetlora/fed/exchange.hpp"
 #include "hetlora/fed/gathered_merge.hpp"
+#include "hetlora/fed/head_average.hpp"
 #include "hetlora/fed/own_method.hpp"
 #include "hetlora/fed/trace_exchange.hpp"
+#include "hetlora/model/flat_weights.hpp"
 
 namespace hetlora {
 namespace {
@@ -24,6 +28,9 @@ std::int64_t largest_lora_rank(const RoundPlan& plan) {
 ClientWork train_packs(const RoundContext& context, const RoundPlan& plan, const ServerState& server) {
     ClientWork work;
     if (context.head != nullptr) work.heads.emplace(context.settings.comm.reduction, server.head.size());
+    if (context.strategy.trains_base()) {
+        work.base.emplace(context.settings.comm.reduction, FlatWeights(context.engine.weights()).size());
+    }
     context.accumulator.begin(
         {.sent = sent_factors(context.strategy, plan.round), .largest_lora_rank = largest_lora_rank(plan)});
     if (context.drift != nullptr) context.drift->clear();
@@ -31,7 +38,9 @@ ClientWork train_packs(const RoundContext& context, const RoundPlan& plan, const
     agree(context.transport, fmt::format("training round {}", plan.round), [&] {
         throw_if_stop_requested();  // an MPI rank without packs, too
         const auto assignment = assign_packs(plan, context.transport.mpi_size());
-        for (const std::int64_t pack : packs_of(assignment, context.transport.mpi_rank())) {
+        const std::vector<std::int64_t> packs = packs_of(assignment, context.transport.mpi_rank());
+        if (context.strategy.trains_base()) return train_base_packs(context, plan, packs, work);
+        for (const std::int64_t pack : packs) {
             train_one_pack(context, plan, plan.packs[static_cast<std::size_t>(pack)], server, work);
         }
     });
@@ -105,6 +114,11 @@ LowRankDelta merge_on_root(const RoundContext& context, const Inbox& inbox, Serv
                                  .previous = state.global,
                                  .init = context.init,
                                  .lora = context.settings.lora};
+    if (strategy.trains_base()) {  // average_base() merges
+        outcome.merge = keep_adapter(gathered);
+        outcome.merge.slots = slot_statistics(context.engine.layout(), state.global, context.init.rank_max, {});
+        return {};
+    }
     if (strategy.own.merge) {
         outcome.merge = own_merge(*context.own, gathered, outcome.plan.round);
         state.global = outcome.merge.global;
@@ -158,6 +172,22 @@ void change_base(const RoundContext& context, LowRankDelta& change, RoundOutcome
         }
     });
     outcome.base_delta_bytes = change.bytes(context.settings.model.precision == Precision::fp64 ? 8 : 4);
+}
+
+/// Every mpi_rank's weights take over the mean of the clients' changes.
+void average_base(const RoundContext& context, const DenseSum& changes, std::span<const ClientReport> reports) {
+    const FlatWeights weights(context.engine.weights());
+    const double total = total_weight(reports);
+    std::vector<double> previous;
+    exchange_base(
+        context.transport, changes, context.settings.model.precision,
+        [&](std::size_t first, std::span<double> values) {
+            previous.resize(values.size());
+            weights.read(first, previous);
+            add_mean_change(values, total, context.init.round_to_fp32, previous);
+            std::ranges::copy(previous, values.begin());
+        },
+        [&](std::size_t first, std::span<const double> values) { context.engine.set_weights(first, values); });
 }
 
 /// Clients that keep a factor of their own have stored it in this round.
@@ -230,6 +260,7 @@ RoundOutcome run_round(const RoundContext& context, std::int64_t round, ServerSt
         outcome.t_train_s = slowest_training_s(outcome.reports, transport.mpi_size());
     });
     if (strategy.updates_base()) change_base(context, base_change, outcome);
+    if (strategy.trains_base()) average_base(context, *work.base, outcome.reports);
     outcome.t_aggregate_s = watch.lap();
     broadcast_lora_ranks(transport, outcome.plan, outcome.reports, context.population);
     if (strategy.is_personal()) note_private_factors(context, outcome.plan, outcome.reports);

@@ -76,11 +76,47 @@ struct PolicyRule {
     std::string_view why;
 };
 
+/// Of a method without adapters only the weights of the clients are a choice.
+bool is_full(const Strategy& s) {
+    Policies row{.trainable = Trainable::base, .aggregate = Aggregate::deltas};
+    row.client_weight = s.client_weight;
+    return static_cast<const Policies&>(s) == row && s.client_weight != ClientWeight::sparsity;
+}
+
+/// What training the base itself has no answer to.
+void check_base_training(const Strategy& s, const Settings& settings) {
+    if (!s.trains_base()) return;
+    const auto refuse = [&](bool broken, std::string_view what, std::string_view mend) {
+        if (!broken) return;
+        throw usage_error(
+            "{} cannot go with strategy.preset = {}, which trains all weights of the base and no adapter: {}", what,
+            s.preset, mend);
+    };
+    refuse(settings.model.precision == Precision::bf16, "model.precision = bf16",
+           "small steps would be lost in 8 bits, take fp32 (or fp64)");
+    refuse(settings.model.task == Task::classification, "model.task = classification",
+           "it is for next tokens only, take an adapter method");
+    refuse(!settings.model.adapter.empty(), "model.adapter",
+           "merge that adapter into the base first (peft's merge_and_unload) and name the result as model.path");
+    refuse(!settings.strategy.plugin.empty(), "strategy.plugin", "its parts are about adapters, remove it");
+    refuse(settings.log.spectra > 0, "log.spectra", "its columns are about adapters, take log.spectra = 0");
+    refuse(settings.compute.device == DeviceChoice::cuda, "compute.device = cuda",
+           "it is for the CPU only, take compute.device = cpu");
+    refuse(settings.compute.gemm == GemmChoice::onednn || settings.compute.gemm == GemmChoice::widened,
+           fmt::format("compute.gemm = {}", name_of(settings.compute.gemm)),
+           "packed matrices cannot follow the weights, leave it at auto");
+    refuse(settings.compute.recompute == Recompute::layer, "compute.recompute = layer",
+           "autograd keeps every layer, lower compute.pack_tokens instead (rows of a pass)");
+}
+
 void check_combination(const Strategy& s) {
     const bool factors = s.merge == Merge::factors;
     const bool prefix = s.slot_select == SlotSelect::prefix;
     const bool deltas = s.aggregate == Aggregate::deltas;
     const PolicyRule rules[] = {
+        {s.trains_base() && !is_full(s), "trainable = base",
+         "all weights are trained and their changes averaged, so that no policy of adapters means anything: use preset "
+         "full, with client_weight = uniform or samples at most"},
         {s.requires_equal_lora_ranks && s.prunes(), "local_extra = tail_prune",
          "pruning makes lora_ranks unequal, and this method is defined for equal ones: use preset hetlora"},
         {s.prunes() && !prefix, "local_extra = tail_prune",
@@ -196,6 +232,7 @@ Strategy resolve_strategy(const Settings& settings) {
     check_unused_keys(s, chosen);
     check_sparsity_keys(s, settings);
     check_combination(s);
+    check_base_training(s, settings);
     return s;
 }
 
@@ -205,6 +242,8 @@ Factors trained_factors(const Strategy& strategy, std::int64_t round) {
             return {.a = false, .b = true};
         case Trainable::alternate:
             return {.a = round % 2 == 0, .b = round % 2 != 0};
+        case Trainable::base:
+            return {.a = false, .b = false};
         case Trainable::both:
             break;
     }

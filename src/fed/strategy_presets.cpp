@@ -190,6 +190,25 @@ const std::vector<StrategyPreset>& strategy_presets() {
          .description = "one rank for all that falls over the rounds, with a pull to the received adapter at first",
          .notes = {"Only the abstract was at hand: the course of the rank (geometric, from rank_max to rank_min after "
                    "anneal_start of the rounds) and prox_mu are choices of ours. The pull acts before the fall only."}},
+        {.name = "full",
+         .aliases = {},
+         .policies = {.trainable = Trainable::base, .aggregate = Aggregate::deltas},
+         .paper = "FedAvg: McMahan et al., AISTATS 2017, arXiv:1602.05629; HetLoRA's \"full fine-tuning\"",
+         .description = "full fine-tuning of the base without adapters, one client after another: the upper line",
+         .notes =
+             {"All keys of [lora] are read and checked, and have no effect: there is no adapter. lora_rank in the log "
+              "is "
+              "what was drawn, and nobody uses it.",
+              "Weight decay and clipping are as for adapters: of all weights alike, by the norm of the whole gradient.",
+              "A weight that training leaves as it was sends a change of 0. A learning rate for all weights is far "
+              "below "
+              "one for adapters: begin with 1e-4.",
+              "In memory, per MPI rank and weight: 4 bytes each for the base, a client's copy, its gradient and each "
+              "moment of AdamW, and 16 for the exact sum (8 with comm.reduction = fast); fp64 doubles the first four.",
+              "No adapter/ is written: the result is the last checkpoint (base/*), and `hetlora export --merged` makes "
+              "a "
+              "Hugging Face folder of it.",
+              "Refused: bf16, cuda, classification, plugins, model.adapter, log.spectra."}},
     };
     return presets;
 }

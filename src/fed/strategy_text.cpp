@@ -30,6 +30,10 @@ std::string difference(const Policies& policies) {
 }
 
 std::string distribution(const Policies& p) {
+    if (p.trainable == Trainable::base) {
+        return "all W weights of the base as the round before left them; no adapter. All keys of [lora] have no "
+               "effect.\n";
+    }
     std::string text;
     switch (p.slot_select) {
         case SlotSelect::prefix:
@@ -63,6 +67,11 @@ std::string distribution(const Policies& p) {
 }
 
 std::string local_training(const Policies& p) {
+    if (p.trainable == Trainable::base) {
+        return "  minimise F_k(theta), F_k = mean loss of the step's batch; theta: embedding, norms, biases, all "
+               "matrices, "
+               "head\n  (a tied one with the embedding). One client after another, by autograd.\n";
+    }
     std::string text = "  minimise F_k(W0 + s B A), F_k = mean loss of the step's batch";
     if (p.slot_scale == SlotScale::sketch) text += "; s is multiplied by rank_max / r_k";
     text += "\n";
@@ -134,6 +143,9 @@ std::string factor_mean(const Policies& p) {
 }
 
 std::string merging(const Policies& p) {
+    if (p.trainable == Trainable::base) {
+        return "  theta <- theta + sum_k s_k (theta_k - theta) / sum_k s_k,  for every weight, on every MPI rank\n";
+    }
     if (p.merge == Merge::factors) return factor_mean(p);
     if (p.merge == Merge::stack) {
         std::string text =
@@ -201,6 +213,11 @@ std::string notes(const StrategyPreset& preset) {
     return text;
 }
 
+std::string_view lora_ranks_of(const StrategyPreset& preset) {
+    if (preset.policies.trainable == Trainable::base) return "have no effect";
+    return preset.requires_equal_lora_ranks ? "equal ones only" : "may differ";
+}
+
 }  // namespace
 
 std::vector<PolicyValue> policy_values(const Policies& p) {
@@ -247,12 +264,15 @@ std::string strategy_table() {
                                    "up per client", "down per client", "differs from zeropad in", width, "paper");
     for (const auto& preset : strategy_presets()) {
         text += fmt::format("{:<12} {:<15} {:<6} {:<20} {:<24} {:<{}}  {}\n", preset.name, aliases_of(preset),
-                            preset.requires_equal_lora_ranks ? "equal" : "mixed", symbols_up(preset.policies),
-                            symbols_down(preset.policies), difference(preset.policies), width, preset.paper);
+                            preset.policies.trainable == Trainable::base ? "none"
+                            : preset.requires_equal_lora_ranks           ? "equal"
+                                                                         : "mixed",
+                            symbols_up(preset.policies), symbols_down(preset.policies), difference(preset.policies),
+                            width, preset.paper);
     }
     text +=
         "\nP(r) = r (d_in + d_out) summed over the adapted matrices; r_k the client's lora_rank, R = rank_max, K the "
-        "cohort.\n"
+        "cohort;\nW all weights of the base.\n"
         "Every policy is a key of [strategy] that overrides the preset's row; 'hetlora strategies NAME' prints one "
         "method in full.\n";
     return text;
@@ -262,18 +282,20 @@ std::string strategy_description(std::string_view name) {
     const auto& preset = find_strategy_preset(name);
     const Policies& p = preset.policies;
     const std::string aliases = aliases_of(preset);
+    const bool full = p.trainable == Trainable::base;
     return fmt::format(
         "{}{} - {}\n{}\n\n"
         "Policies: {}\n"
         "Lora_ranks: {}. Up per client: {}; down: {} values.\n\n"
-        "1. What a client of lora_rank r_k gets: {}"
+        "1. What a client{} gets: {}"
         "2. Local training\n{}"
         "3. Weight of client k\n{}"
-        "4. Server, for every adapted matrix\n{}\n"
+        "4. Server{}\n{}\n"
         "Defaults and notes (docs/methods.md has the reasons in full)\n{}",
         preset.name, aliases.empty() ? "" : fmt::format(" (also: {})", aliases), preset.description, preset.paper,
-        policies_text(p), preset.requires_equal_lora_ranks ? "equal ones only" : "may differ", symbols_up(p),
-        symbols_down(p), distribution(p), local_training(p), weights(p), merging(p), notes(preset));
+        policies_text(p), lora_ranks_of(preset), symbols_up(p), symbols_down(p), full ? "" : " of lora_rank r_k",
+        distribution(p), local_training(p), weights(p), full ? "" : ", for every adapted matrix", merging(p),
+        notes(preset));
 }
 
 }  // namespace hetlora

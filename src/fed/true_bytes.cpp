@@ -14,6 +14,8 @@ std::string part(const Policies& policies, std::string_view slots, bool down) {
         case Trainable::alternate:
             // Down comes what the round before has changed: the other one.
             return fmt::format("{} {} | {} {}", slots, down ? "d_in" : "d_out", slots, down ? "d_out" : "d_in");
+        case Trainable::base:
+            return "W";
         case Trainable::both:
             break;
     }

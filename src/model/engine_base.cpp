@@ -2,8 +2,13 @@
 //
 // The stacked matrices of every layer are kept in the residual stream's dtype (float32 beside bfloat16). Where the GEMM
 // path computes on the dense weight itself in that dtype, the copy is the weight.
+//
+// Where the base itself is trained, all weights change (set_weights), in place.
+#include <algorithm>
+
 #include "hetlora/base/error.hpp"
 #include "hetlora/model/engine.hpp"
+#include "hetlora/model/flat_weights.hpp"
 
 namespace hetlora {
 
@@ -82,6 +87,29 @@ void Engine::set_base_matrix(std::size_t matrix, std::span<const double> weight_
     }
     rows.copy_(at::from_blob(const_cast<double*>(weight_OI.data()), rows.sizes(), at::kDouble));
     refreeze(changeable_[base_rows_[matrix].changeable]);
+}
+
+void Engine::check_all_may_change() const {
+    if (options_.gemm == GemmPath::mkl && runner_ == nullptr) return;
+    throw bug_error("this engine computes on copies of its weights (gemm {}): they cannot change",
+                    name_of(options_.gemm));
+}
+
+void Engine::set_weights(std::size_t first, std::span<const double> values) {
+    check_all_may_change();
+    FlatWeights(weights_).write(first, values);
+}
+
+void Engine::set_weight(std::string_view name, std::span<const double> values) {
+    const at::NoGradGuard no_grad;
+    check_all_may_change();
+    const auto named = named_weights(weights_);
+    const auto found = std::ranges::find(named, name, &NamedWeight::name);
+    if (found == named.end() || found->tensor.numel() != std::ssize(values)) {
+        throw bug_error("set_weight: no {} with {} values in this model", name, values.size());
+    }
+    at::Tensor tensor = found->tensor;
+    tensor.copy_(at::from_blob(const_cast<double*>(values.data()), tensor.sizes(), at::kDouble));
 }
 
 }  // namespace hetlora

@@ -41,4 +41,23 @@ EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layou
     return memory;
 }
 
+EngineMemory full_training_memory(const ModelConfig& config, const FullTrainingGeometry& geometry) {
+    const std::int64_t D = config.hidden_size;
+    const std::int64_t Q = config.query_width();
+    const std::int64_t X = Q + 2 * config.kv_width();
+    // What autograd keeps of a layer: two norms and residuals, q, k, v before and after rotary and repetition, three
+    // forms of the attention scores, the feed-forward's parts; of the head: logits, probabilities and their gradients.
+    const std::int64_t layer = 12 * D + X + 8 * Q + 3 * config.heads * geometry.sequence_length + config.up_width() +
+                               3 * config.intermediate_size;
+    EngineMemory memory;
+    memory.bytes_per_row = geometry.value_bytes * (config.layers * layer + 2 * D + 4 * config.vocab_size);
+    memory.frozen_bytes =
+        geometry.value_bytes *
+        (config.parameters() + (config.family->learned_positions ? 0 : config.usable_positions() * config.head_size));
+    // A client's copy, its gradients, the moments, and root's copy of the last complete round.
+    memory.fixed_bytes = config.parameters() * (geometry.value_bytes * (3 + geometry.moments) + geometry.sum_bytes) +
+                         (std::int64_t{64} << 20);
+    return memory;
+}
+
 }  // namespace hetlora

@@ -145,6 +145,37 @@ std::vector<NamedWeight> named_weights(const LlamaWeights& weights) {
     return all;
 }
 
+std::vector<NamedWeight> stored_weights(const LlamaWeights& weights) {
+    std::vector<NamedWeight> all;
+    const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+        if (tensor.defined()) all.push_back({name, tensor});
+    };
+    add("embedding", weights.embedding_VD);
+    add("final_norm", weights.final_norm_D);
+    for (std::size_t l = 0; l < weights.layer.size(); ++l) {
+        const LayerWeights& layer = weights.layer[l];
+        const std::string prefix = fmt::format("layer{}.", l);
+        add(prefix + "input_norm", layer.input_norm_D);
+        add(prefix + "qkv", layer.qkv_XD);
+        add(prefix + "o", layer.o_DX);
+        add(prefix + "mlp_norm", layer.mlp_norm_D);
+        add(prefix + "gate_up", layer.gate_up_ID);
+        add(prefix + "down", layer.down_DI);
+        add(prefix + "qkv_bias", layer.qkv_bias_X);
+        add(prefix + "q_norm", layer.q_norm_E);
+        add(prefix + "k_norm", layer.k_norm_E);
+        add(prefix + "input_norm_bias", layer.input_norm_bias_D);
+        add(prefix + "mlp_norm_bias", layer.mlp_norm_bias_D);
+        add(prefix + "o_bias", layer.o_bias_D);
+        add(prefix + "down_bias", layer.down_bias_D);
+        add(prefix + "up_bias", layer.up_bias_I);
+    }
+    add("position", weights.position_PD);
+    add("final_norm_bias", weights.final_norm_bias_D);
+    if (!weights.config.tied_head) add("head", weights.head_VD);
+    return all;
+}
+
 LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions& options) {
     LlamaWeights weights;
     weights.config = config;

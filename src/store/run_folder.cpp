@@ -32,8 +32,8 @@ namespace fs = std::filesystem;
 
 /// Each of these says that a folder holds a run. status.json is not among them: a refused or failed start may leave
 /// one.
-constexpr std::array run_files{"run.h5",         "COMPLETE", "config.ini", "config.json",
-                               "progress.jsonl", "trace.h5", "adapter",    "checkpoint"};
+constexpr std::array run_files{"run.h5",   "COMPLETE",      "config.ini", "config.json", "progress.jsonl",
+                               "trace.h5", "trace_weights", "adapter",    "checkpoint"};
 
 std::string found_run_files(const fs::path& folder) {
     std::string found;

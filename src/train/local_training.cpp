@@ -11,12 +11,12 @@
 #include "hetlora/base/random.hpp"
 #include "hetlora/base/stop_request.hpp"
 #include "hetlora/base/timer.hpp"
-#include "hetlora/data/batches.hpp"
 #include "hetlora/model/batch.hpp"
 #include "hetlora/tensor/profile.hpp"
 #include "hetlora/train/client_update.hpp"
 #include "hetlora/train/head_training.hpp"
 #include "hetlora/train/penalty.hpp"
+#include "step_data.hpp"
 
 namespace hetlora {
 namespace {
@@ -27,39 +27,6 @@ struct TrainingGroup {
     std::vector<std::int64_t> lora_ranks;
     std::unique_ptr<AdapterGroup> adapters;
     OptimizerState state;
-};
-
-/// A client's windows in the order of its local steps.
-class StepData {
-public:
-    StepData(const Corpus& corpus, const ClientTask& task, const LocalOptions& options)
-        : windows_(corpus.train_windows(task.client)),
-          order_{.seed_data = options.seed_data,
-                 .client = task.client,
-                 .round = options.round,
-                 .n_windows = std::ssize(windows_),
-                 .batch_size = options.batch_size} {}
-
-    [[nodiscard]] std::vector<WindowRef> windows_of(std::int64_t step) {
-        const std::int64_t per_epoch = steps_per_epoch(order_);
-        if (step / per_epoch != epoch_) {
-            epoch_ = step / per_epoch;
-            permutation_ = epoch_permutation(order_, epoch_);
-        }
-        const std::int64_t begin = step % per_epoch * order_.batch_size;
-        const std::int64_t end = std::min(order_.n_windows, begin + order_.batch_size);
-        std::vector<WindowRef> batch;
-        for (std::int64_t i = begin; i < end; ++i) {
-            batch.push_back(windows_[static_cast<std::size_t>(permutation_[static_cast<std::size_t>(i)])]);
-        }
-        return batch;
-    }
-
-private:
-    std::vector<WindowRef> windows_;
-    BatchOrder order_;
-    std::int64_t epoch_ = -1;
-    std::vector<std::int64_t> permutation_;
 };
 
 std::vector<TrainingGroup> make_groups(const Engine& engine, std::span<const ClientTask> tasks,
@@ -106,7 +73,7 @@ std::vector<ClientOutcome> train_pack(Engine& engine, const Corpus& corpus, std:
     std::vector<ClientOutcome> outcomes(tasks.size());
     std::int64_t most_steps = 0;
     for (std::size_t t = 0; t < tasks.size(); ++t) {
-        data.emplace_back(corpus, tasks[t], options);
+        data.emplace_back(corpus, tasks[t].client, options);
         outcomes[t].client = tasks[t].client;
         most_steps = std::max(most_steps, tasks[t].n_steps);
     }

@@ -46,22 +46,6 @@ at::Tensor mean_loss(const LlamaWeights& weights, const at::Tensor& rows) {
     return at::cross_entropy_loss(logits.flatten(0, 1), rows.narrow(1, 1, length).flatten());
 }
 
-/// The trained tensors: as stored, stacked ones once.
-std::vector<NamedWeight> trained_tensors(const LlamaWeights& weights) {
-    std::vector<NamedWeight> all{{"embedding", weights.embedding_VD}, {"final_norm", weights.final_norm_D}};
-    for (std::size_t l = 0; l < weights.layer.size(); ++l) {
-        const LayerWeights& layer = weights.layer[l];
-        const std::string prefix = fmt::format("layer{}.", l);
-        all.push_back({prefix + "input_norm", layer.input_norm_D});
-        all.push_back({prefix + "qkv", layer.qkv_XD});
-        all.push_back({prefix + "o", layer.o_DX});
-        all.push_back({prefix + "mlp_norm", layer.mlp_norm_D});
-        all.push_back({prefix + "gate_up", layer.gate_up_ID});
-        all.push_back({prefix + "down", layer.down_DI});
-    }
-    return all;
-}
-
 /// Weights, moments and the step count, saved and loaded as one file.
 struct TrainingState {
     std::vector<NamedWeight> weights;
@@ -188,7 +172,7 @@ double pretrain_rate(const PretrainSettings& settings, std::int64_t step) {
 LlamaWeights initial_weights(const ModelConfig& config, std::uint64_t seed) {
     LlamaWeights weights = allocate_weights(config, at::TensorOptions().dtype(at::kFloat));
     const double residual = 1.0 / std::sqrt(2.0 * static_cast<double>(config.layers));
-    const auto tensors = trained_tensors(weights);
+    const auto tensors = stored_weights(weights);
     for (std::size_t i = 0; i < tensors.size(); ++i) {
         at::Tensor tensor = tensors[i].tensor;
         if (tensor.dim() == 1) {
@@ -217,7 +201,7 @@ void pretrain(const PretrainSettings& settings, std::uint64_t seed, const std::s
     }
     LlamaWeights weights = initial_weights(model_config(settings, file), seed);
     TrainingState state;
-    state.weights = trained_tensors(weights);
+    state.weights = stored_weights(weights);
     for (const auto& [name, tensor] : state.weights) {
         state.moment1.push_back(at::zeros_like(tensor));
         state.moment2.push_back(at::zeros_like(tensor));

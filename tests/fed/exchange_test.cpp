@@ -8,6 +8,7 @@
 
 #include "fed_fixtures.hpp"
 #include "hetlora/base/error.hpp"
+#include "hetlora/base/random.hpp"
 #include "mpi_main.hpp"
 
 namespace hetlora {
@@ -53,6 +54,38 @@ TEST(Exchange, all_zero_weights_fall_back_together) {
     if (t.is_root()) {
         EXPECT_EQ(result.global, expected.global);
         EXPECT_DOUBLE_EQ(result.global[0], 1.0);
+    }
+}
+
+TEST(Exchange, dense_sums_become_new_values_everywhere_piece_by_piece) {
+    auto& t = transport();
+    constexpr std::size_t n = (std::size_t{1} << 20) + 5;  // two pieces
+    DenseSum mine(ReductionKind::exact, n);
+    DenseSum all(ReductionKind::exact, n);
+    for (int k = 0; k < 5; ++k) {
+        std::vector<double> changes(n);
+        for (std::size_t i = 0; i < n; ++i)
+            changes[i] = 1e-3 * standard_normal(hash_seed(9, Purpose::test, k, i % 1000));
+        all.add(changes, k + 0.1);
+        if (k % t.mpi_size() == t.mpi_rank()) mine.add(changes, k + 0.1);
+    }
+    for (const Precision wire : {Precision::fp32, Precision::fp64}) {
+        std::size_t next = 0;
+        exchange_base(
+            t, mine, wire,
+            [&](std::size_t, std::span<double> values) {
+                EXPECT_TRUE(t.is_root());
+                for (double& value : values) value = 1.0 + 0.5 * value;
+            },
+            [&](std::size_t first, std::span<const double> values) {
+                EXPECT_EQ(first, next);
+                next += values.size();
+                for (std::size_t i = 0; i < values.size(); i += 997) {
+                    const double expected = 1.0 + 0.5 * all.sums().exact().value(first + i);
+                    ASSERT_EQ(values[i], wire == Precision::fp32 ? static_cast<float>(expected) : expected);
+                }
+            });
+        EXPECT_EQ(next, n);
     }
 }
 

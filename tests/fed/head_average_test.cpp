@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "hetlora/fed/dense_sum.hpp"
+
 namespace hetlora {
 namespace {
 
@@ -20,11 +22,11 @@ TEST(HeadAverage, weighs_by_samples_in_any_order_to_the_bit) {
     const std::vector<double> second{0.7, 1.0, -1.0 / 3.0};
     const std::vector<double> third{1e-3, 0.5, 40.0};
     const std::vector<ClientReport> reports{report_of(3), report_of(7), report_of(5)};
-    HeadSum forward(ReductionKind::exact, 3);
+    DenseSum forward(ReductionKind::exact, 3);
     forward.add(first, 3);
     forward.add(second, 7);
     forward.add(third, 5);
-    HeadSum backward(ReductionKind::exact, 3);
+    DenseSum backward(ReductionKind::exact, 3);
     backward.add(third, 5);
     backward.add(second, 7);
     backward.add(first, 3);
@@ -49,10 +51,10 @@ TEST(HeadAverage, dropped_clients_count_for_nothing) {
 }
 
 TEST(HeadAverage, a_diverged_head_does_not_fit) {
-    EXPECT_TRUE(HeadSum::fits(std::vector<double>{1.0, -4000.0}, 1000));
-    EXPECT_FALSE(HeadSum::fits(std::vector<double>{1.0, -5000.0}, 1000));
-    EXPECT_FALSE(HeadSum::fits(std::vector<double>{std::numeric_limits<double>::infinity()}, 1));
-    EXPECT_FALSE(HeadSum::fits(std::vector<double>{std::nan("")}, 1));
+    EXPECT_TRUE(DenseSum::fits(std::vector<double>{1.0, -4000.0}, 1000));
+    EXPECT_FALSE(DenseSum::fits(std::vector<double>{1.0, -5000.0}, 1000));
+    EXPECT_FALSE(DenseSum::fits(std::vector<double>{std::numeric_limits<double>::infinity()}, 1));
+    EXPECT_FALSE(DenseSum::fits(std::vector<double>{std::nan("")}, 1));
 }
 
 }  // namespace

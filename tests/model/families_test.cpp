@@ -75,6 +75,24 @@ TEST_P(Families, fp64_equals_transformers_and_peft) {
                       folder() / "float64.safetensors");
 }
 
+TEST_P(Families, stored_weights_are_all_weights_once) {
+    const LlamaWeights weights = load_weights(folder(), at::kFloat, at::kCPU);
+    const auto count = [](const std::vector<NamedWeight>& tensors) {
+        std::int64_t n = 0;
+        for (const auto& [name, tensor] : tensors) n += tensor.numel();
+        return n;
+    };
+    EXPECT_EQ(count(stored_weights(weights)), count(named_weights(weights)));
+    EXPECT_EQ(count(stored_weights(weights)), weights.config.parameters());
+    // The bytes of every named tensor lie within a stored one.
+    for (const auto& [name, tensor] : named_weights(weights)) {
+        const bool inside = std::ranges::any_of(stored_weights(weights), [&](const NamedWeight& stored) {
+            return tensor.storage().is_alias_of(stored.tensor.storage());
+        });
+        EXPECT_TRUE(inside) << name;
+    }
+}
+
 TEST_P(Families, greedy_tokens_equal_transformers) {
     const LlamaWeights weights = load_weights(folder(), at::kFloat, at::kCPU);
     EXPECT_EQ(weights.config.family, GetParam().family);

@@ -43,6 +43,7 @@ ATTENTION = "src/tensor/kernels_attention.inc"
 LORA_KERNELS = "src/tensor/kernels_lora.inc"
 EVALUATION = "src/train/evaluation.cpp"
 CLIENT_WORK = "src/fed/client_work.cpp"
+FULL = "src/train/full_training.cpp"
 
 MUTATIONS = [
     # The model
@@ -164,7 +165,7 @@ MUTATIONS = [
     ),
     Mutation(
         "every round repeats the batches of round 1",
-        TRAINING,
+        "src/train/step_data.hpp",
         ".round = options.round,\n                 .n_windows",
         ".round = 1,\n                 .n_windows",
         ("train_test",),
@@ -369,6 +370,43 @@ MUTATIONS = [
         "src/fed/head_average.cpp",
         "if (!report.dropped) samples += report.n_samples;",
         "samples += report.n_samples;",
+        ("fed_core_test",),
+    ),
+    # Full fine-tuning
+    Mutation(
+        "a client of a full run starts from the weights of the one before",
+        FULL,
+        "copy_weights(received_, copy_);",
+        "if (options.round == 0) copy_weights(received_, copy_);",
+        ("train_test",),
+    ),
+    Mutation(
+        "the gradient of a full run's step normalised by pass",
+        FULL,
+        "(loss_L.sum() / static_cast<double>(n_loss_tokens)).backward();",
+        "loss_L.mean().backward();",
+        ("train_test",),
+    ),
+    Mutation(
+        "moments of a full run's optimiser kept from client to client",
+        FULL,
+        "if (tensor.moment1.defined()) tensor.moment1.zero_(), tensor.moment2.zero_();",
+        "if (tensor.moment1.defined()) tensor.moment1.zero_();",
+        ("train_test",),
+    ),
+    Mutation(
+        "weights of a full run clipped one tensor at a time",
+        "src/train/dense_update.cpp",
+        "if (options.clip_norm > 0.0) clip_to<scalar_t>(tensors, options.clip_norm);",
+        "for (std::size_t i = 0; options.clip_norm > 0.0 && i < tensors.size(); ++i) "
+        "clip_to<scalar_t>(tensors.subspan(i, 1), options.clip_norm);",
+        ("train_test",),
+    ),
+    Mutation(
+        "dropped clients counted in the weights of a full run's mean",
+        "src/fed/base_average.cpp",
+        "if (!report.dropped) total += report.weights.front();",
+        "total += report.weights.front();",
         ("fed_core_test",),
     ),
 ]  # fmt: skip

@@ -22,6 +22,8 @@ SPOILT = 4  # the client whose training data holds a token of which the base mak
 SPOILT_TOKEN = 95  # "}", which no other text of the micro corpus has
 # Sum over the adapted matrices (q_proj and v_proj of two layers) of d_in and of d_out.
 D_IN, D_OUT, N_MATRICES = 2 * (32 + 32), 2 * (32 + 16), 4
+# All weights: embedding and head, last norm, and of each of two layers the norms, q, k, v, o, gate, up, down.
+N_WEIGHTS = 2 * 96 * 32 + 32 + 2 * (2 * 32 + 32 * (32 + 16 + 16 + 32) + 3 * 64 * 32)
 
 
 def table() -> list[dict]:
@@ -36,6 +38,8 @@ def table() -> list[dict]:
 
 
 TABLE = {row["name"]: row for row in table()}
+#: Those that train adapters.
+ADAPTED = [name for name, row in TABLE.items() if row["policies"]["trainable"] != "base"]
 
 
 def spoil(folder: Path, model: Path, data: Path) -> tuple[Path, Path]:
@@ -121,8 +125,9 @@ def assert_same(here: Path, there: Path) -> None:
     mine, other = program.columns(here / "run.h5"), program.columns(there / "run.h5")
     assert mine.keys() == other.keys()
     assert [name for name in other if mine[name] != other[name]] == []
-    name = "adapter/adapter_model.safetensors"
-    assert (here / name).read_bytes() == (there / name).read_bytes()
+    name = "adapter/adapter_model.safetensors"  # of methods that have one: else the checkpoint is the result
+    assert (here / name).exists() == (there / name).exists()
+    assert not (there / name).exists() or (here / name).read_bytes() == (there / name).read_bytes()
     mine, other = state_values(here), state_values(there)
     assert mine.keys() == other.keys()
     assert [name for name in other if mine[name].tobytes() != other[name].tobytes()] == []
@@ -143,6 +148,8 @@ def term_bytes(term: str, event: dict, stack: int, value_bytes: int) -> int:
         term = term.split(" | ")[(event["round"] + 1) % 2]
     if term == "1":
         return value_bytes
+    if term == "W":
+        return N_WEIGHTS * value_bytes
     if term == "mask":
         return math.ceil(N_MATRICES * RANK_MAX / 8)
     if term.startswith("P("):

@@ -49,7 +49,7 @@ VARIANTS = {
     "scored, annealed": ("lora-a2", {"rank_schedule": "annealing"}),
     "residual of sparsity weights": ("fedex", {"client_weight": "sparsity"}),
 }
-CASES = {name: (name, {}) for name in methods.TABLE} | VARIANTS
+CASES = {name: (name, {}) for name in methods.ADAPTED} | VARIANTS
 KEYS_THAT_ARE_NO_POLICY = ("server_", "prune_", "local.", "experiment.")
 
 
@@ -209,7 +209,7 @@ def cap(policies: dict, round_number: int, rounds: int, start: float = 0.2) -> i
     return max(methods.RANK_MIN, math.floor(exact + 0.5))
 
 
-@pytest.mark.parametrize("name", methods.TABLE)
+@pytest.mark.parametrize("name", methods.ADAPTED)
 def test_one_client_is_local_training_alone(world, tmp_path, name):
     """The model after the rounds is the base with that client's own product, whatever the rule."""
     changes = {"keep_energy": 1} if methods.TABLE[name]["policies"]["base_update"] == "truncated" else {}

@@ -63,6 +63,9 @@ struct Experiment {
 /// The sums of a round, empty.
 [[nodiscard]] UploadAccumulator make_accumulator(const Experiment& experiment);
 
+/// How the experiment's rounds are planned under these settings (which may be changed ones).
+[[nodiscard]] PlanOptions experiment_plan(const Experiment& experiment, const Settings& settings);
+
 /// The sums of unit updates of a round, empty; nothing without log.spectra.
 [[nodiscard]] std::optional<UpdateDrift> make_drift(const Experiment& experiment);
 

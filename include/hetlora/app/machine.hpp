@@ -29,9 +29,11 @@ struct EngineChoice {
 
 /// Resolves compute.gemm (measured once on root and broadcast) and compute.pack_tokens (from the model's geometry and
 /// the node's memory, never from the number of MPI ranks), and checks that the smallest pack fits into memory.
+/// @param trains_base strategy.trains_base(): what is counted is the training of all weights, and pack_tokens are the
+///        rows of a pass of it
 /// @throws AgreedError (environment) if it does not, with the numbers
 [[nodiscard]] EngineChoice choose_engine(Transport& transport, Settings& settings, const ModelConfig& config,
-                                         const AdapterLayout& layout);
+                                         const AdapterLayout& layout, bool trains_base);
 
 /// Where this MPI rank's engine computes, after choose_compute().
 [[nodiscard]] at::Device engine_device(const Transport& transport, const ComputeSettings& compute);

@@ -42,12 +42,17 @@ struct CarriedState {
     /// The changed frozen matrices, by adapted matrix; empty where the base never changes. (Root's; the checkpoint has
     /// them as they are: a low-rank form would grow with every round.)
     std::vector<std::vector<double>> base;
+    /// Copies of all weights by their Hugging Face names, where the base is trained. (Root's.)
+    std::vector<NamedWeight> weights;
 };
 /// What is carried on after a round, taken from the experiment's population and engine. Call on root.
 [[nodiscard]] CarriedState carried_state(const Experiment& experiment, std::int64_t round, const ServerState& server,
                                          const std::vector<double>& base_losses);
 /// The same as a checkpoint.
 [[nodiscard]] Checkpoint make_checkpoint(const Experiment& experiment, const CarriedState& state);
+
+/// A tensor of the base in a checkpoint ("base/..."), in fp64; empty where there is none.
+[[nodiscard]] std::vector<double> stored_base(const Checkpoint& checkpoint, const std::string& name);
 
 /// Root's checkpoint into every mpi_rank's population and engine, and the returned state (`server` counts on root).
 [[nodiscard]] CarriedState restore_checkpoint(Transport& transport, Experiment& experiment, const ResumePoint& point);

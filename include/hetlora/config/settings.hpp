@@ -25,7 +25,7 @@ enum class OnNonfinite { drop, stop };
 enum class SlotSelect { prefix, random, importance, scored };
 enum class Receive { selected, all };
 enum class SlotScale { none, sketch };
-enum class Trainable { both, b, alternate };
+enum class Trainable { both, b, alternate, base };
 enum class LocalExtra { none, tail_prune, proximal };
 enum class SharedFactors { both, a };
 enum class ClientWeight { uniform, samples, sparsity };

@@ -31,7 +31,8 @@ struct ClientWork {
     std::vector<ClientReport> reports;
     std::vector<TracedClient> traced;     ///< with output.trace
     std::vector<GatheredUpload> uploads;  ///< where strategy.gathers_uploads()
-    std::optional<HeadSum> heads;         ///< model.task = classification
+    std::optional<DenseSum> heads;        ///< model.task = classification
+    std::optional<DenseSum> base;         ///< of the changes of all weights, where strategy.trains_base()
     std::vector<HeldUpload> held;         ///< where strategy.own.weight and strategy.sums_uploads()
 };
 
@@ -52,6 +53,10 @@ struct Distribution {
 /// @param adapter canonical form at the client's lora_rank
 void put_private_factors(const AdapterLayout& layout, const Population& population, std::int64_t client,
                          PrivateFactors& private_factors, std::span<double> adapter);
+
+/// What root learns of a participation from its steps alone; bytes, weights and samples are the caller's to fill in.
+[[nodiscard]] ClientReport make_report(const ClientOutcome& outcome, const PlannedClient& planned,
+                                       std::int64_t cohort_index, int mpi_rank);
 
 /// Trains one pack from the server's adapter (and head), the same on every mpi_rank, and adds what its clients send to
 /// the sums of this mpi_rank and to `work`.

@@ -9,12 +9,15 @@
 //   4. reduce_uploads          flags of used weights to all, then the weighted sums to root (merge = factors)
 //      gather_uploads          every client's factors to root (methods that need them)
 //      broadcast_base_change   what root made of them for the frozen base to all (base_update)
+//      exchange_base           trainable = base: the weighted sums of the weights' changes to root, the new weights to
+//                              all, a piece at a time
 //      reduce_heads            the weighted sums of the classification heads to root
 //   5. reduce_drift            in the rounds that log.spectra looks at: sums of unit updates to root
 //   6. broadcast_lora_ranks    the ranks after pruning, from root's reports to every population
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -22,8 +25,8 @@
 #include "hetlora/config/settings.hpp"
 #include "hetlora/fed/aggregate.hpp"
 #include "hetlora/fed/client_report.hpp"
+#include "hetlora/fed/dense_sum.hpp"
 #include "hetlora/fed/drift.hpp"
-#include "hetlora/fed/head_average.hpp"
 #include "hetlora/fed/low_rank.hpp"
 #include "hetlora/fed/plan.hpp"
 #include "hetlora/fed/population.hpp"
@@ -46,7 +49,14 @@ void broadcast_adapter(Transport& transport, std::span<double> global, Precision
 [[nodiscard]] std::vector<double> reduce_uploads(Transport& transport, UploadAccumulator& accumulator);
 
 /// The sums of all mpi_ranks' classification heads: on root, elsewhere nothing.
-[[nodiscard]] std::vector<double> reduce_heads(Transport& transport, const HeadSum& heads);
+[[nodiscard]] std::vector<double> reduce_heads(Transport& transport, const DenseSum& heads);
+
+/// What is done with a piece of an exchange: the values from place `first` on.
+using DensePiece = std::function<void(std::size_t first, std::span<double> values)>;
+/// Adds up the mpi_ranks' sums, a piece at a time: root's `merge` replaces the sums of a piece by new values, and
+/// `take` gets these on every mpi_rank, rounded as broadcast_adapter() does.
+void exchange_base(Transport& transport, const DenseSum& changes, Precision wire, const DensePiece& merge,
+                   const DensePiece& take);
 
 /// What one client sent, where root needs every client's factors.
 struct GatheredUpload {

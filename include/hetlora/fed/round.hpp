@@ -9,7 +9,8 @@
 //          are any; reduce the weighted sums to root, or
 //          gather the factors where the method needs them             collective
 //   root   merge: the next global adapter, and what goes into the base
-//   all    apply the change of the base, where there is one           collective
+//   all    apply the change of the base, where there is one, or the
+//          mean of the clients' trained weights (trainable = base)    collective
 //   all    take over the lora_ranks after pruning                     collective
 #pragma once
 

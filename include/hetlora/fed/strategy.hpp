@@ -22,7 +22,8 @@ struct Policies {
     SlotSelect slot_select = SlotSelect::prefix;
     Receive receive = Receive::selected;     ///< only these slots, or all of them with the others frozen
     SlotScale slot_scale = SlotScale::none;  ///< sketch: scale times rank_max / lora_rank
-    Trainable trainable = Trainable::both;   ///< factors that train; alternate: B in odd rounds, A in even ones
+    /// Factors that train; alternate: B in odd rounds, A in even ones; base: no adapter, all weights of the base.
+    Trainable trainable = Trainable::both;
     LocalExtra local_extra = LocalExtra::none;
     SharedFactors shared_factors = SharedFactors::both;  ///< a: B is never sent, every client keeps its own
     ClientWeight client_weight = ClientWeight::samples;
@@ -86,6 +87,9 @@ struct Strategy : Policies {
     [[nodiscard]] bool prunes() const { return local_extra == LocalExtra::tail_prune; }
     /// Rounds end with a low-rank change of the frozen base on every mpi_rank.
     [[nodiscard]] bool updates_base() const { return base_update != BaseUpdate::none; }
+    /// Clients train all weights of the base and send their changes; there is no adapter (it is 0, and nobody sends
+    /// it).
+    [[nodiscard]] bool trains_base() const { return trainable == Trainable::base; }
     /// The adapter starts afresh in every round, since the round's result is in the base.
     [[nodiscard]] bool restarts() const { return merge == Merge::stack; }
     /// Root needs every client's factors, not only their sum.
@@ -93,7 +97,7 @@ struct Strategy : Policies {
         return own.merge || merge != Merge::factors || base_update == BaseUpdate::residual;
     }
     /// Every mpi_rank adds its clients' factors up, and root gets the sums.
-    [[nodiscard]] bool sums_uploads() const { return merge == Merge::factors && !own.merge; }
+    [[nodiscard]] bool sums_uploads() const { return merge == Merge::factors && !own.merge && !trains_base(); }
     /// Every client keeps a factor of its own, and is evaluated with it.
     [[nodiscard]] bool is_personal() const { return shared_factors != SharedFactors::both; }
     /// Slots are chosen per client, so that they are not the leading ones.

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "hetlora/model/class_head.hpp"
@@ -117,6 +118,12 @@ public:
     /// Puts back what base_matrix() gave. @pre options().base_changes
     void set_base_matrix(std::size_t matrix, std::span<const double> weight_OI);
 
+    /// All weights of a decoder from place `first` of FlatWeights(weights()) on take these values, adapted or not.
+    /// @pre options().gemm == mkl, on the CPU: then every pass computes on weights() themselves
+    void set_weights(std::size_t first, std::span<const double> values);
+    /// The same for one tensor of named_weights(weights()).
+    void set_weight(std::string_view name, std::span<const double> values);
+
     /// The weights; the dense layer matrices are undefined where options.gemm packs.
     [[nodiscard]] const LlamaWeights& weights() const { return weights_; }
     [[nodiscard]] const AdapterLayout& layout() const { return layout_; }
@@ -142,6 +149,7 @@ private:
         std::size_t changeable = 0;
         std::int64_t first = 0;
     };
+    void check_all_may_change() const;
     void keep_changeable();
     [[nodiscard]] at::Tensor base_rows(std::size_t matrix) const;
     void refreeze(const Changeable& changeable);

@@ -28,4 +28,16 @@ struct EngineMemory {
 [[nodiscard]] EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layout,
                                          const EngineGeometry& geometry);
 
+/// Training of all weights by autograd (train/full_training.hpp), one client at a time.
+struct FullTrainingGeometry {
+    std::int64_t value_bytes = 4;      ///< of a weight and of an activation
+    std::int64_t moments = 2;          ///< that the optimiser keeps of every weight
+    std::int64_t sum_bytes = 16;       ///< of a weight's place in the sum over clients
+    std::int64_t sequence_length = 0;  ///< attention keeps its probabilities
+};
+
+/// The same of a run that trains the base: fixed_bytes has a client's copy, its gradients and moments, the sum, and the
+/// copy of the last complete round that root keeps.
+[[nodiscard]] EngineMemory full_training_memory(const ModelConfig& config, const FullTrainingGeometry& geometry);
+
 }  // namespace hetlora

@@ -58,6 +58,10 @@ struct NamedWeight {
 };
 [[nodiscard]] std::vector<NamedWeight> named_weights(const LlamaWeights& weights);
 
+/// Every weight of a decoder once, as it lies in memory: stacked matrices whole, a tied head with the embedding. These
+/// are what training of the base itself changes.
+[[nodiscard]] std::vector<NamedWeight> stored_weights(const LlamaWeights& weights);
+
 /// Uninitialised weights of this architecture; with dtype bfloat16 the matrices are, norms and rotary table are
 /// float32.
 [[nodiscard]] LlamaWeights allocate_weights(const ModelConfig& config, const at::TensorOptions& options);

@@ -1,8 +1,8 @@
 // The folder of one run: created once, locked while a process works in it, never overwritten.
 //
-// config.ini, config.json, run.h5, progress.jsonl, status.json, trace.h5, adapter/, checkpoint/, COMPLETE; the lock is
-// held on the file ".lock", whose time of change is renewed every 15 s while the run goes on (a heartbeat: some file
-// systems know no locks between nodes). Only the MPI root opens it.
+// config.ini, config.json, run.h5, progress.jsonl, status.json, trace.h5, trace_weights/, adapter/, checkpoint/,
+// COMPLETE; the lock is held on the file ".lock", whose time of change is renewed every 15 s while the run goes on (a
+// heartbeat: some file systems know no locks between nodes). Only the MPI root opens it.
 #pragma once
 
 #include <filesystem>
@@ -59,6 +59,8 @@ public:
     [[nodiscard]] std::filesystem::path progress() const { return path_ / "progress.jsonl"; }
     [[nodiscard]] std::filesystem::path status() const { return path_ / "status.json"; }
     [[nodiscard]] std::filesystem::path trace() const { return path_ / "trace.h5"; }
+    /// Of a traced run that trains the base: a model folder for every round.
+    [[nodiscard]] std::filesystem::path trace_weights() const { return path_ / "trace_weights"; }
     [[nodiscard]] std::filesystem::path adapter() const { return path_ / "adapter"; }
     [[nodiscard]] std::filesystem::path checkpoints() const { return path_ / "checkpoint"; }
     [[nodiscard]] std::filesystem::path private_factors() const { return path_ / "private"; }
