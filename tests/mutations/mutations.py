@@ -50,8 +50,8 @@ MUTATIONS = [
     Mutation(
         "LoRA without its scale s in the forward",
         LORA_KERNELS,
-        "scale_into(z, static_cast<T>(shape.scale), shape.rows * W, scaled);",
-        "scale_into(z, T{1}, shape.rows * W, scaled);",
+        "scale_into(z_block, static_cast<T>(shape.scale), rows * W, scaled);",
+        "scale_into(z_block, T{1}, rows * W, scaled);",
         ("model_test",),
     ),
     Mutation(
