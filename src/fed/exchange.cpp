@@ -67,7 +67,7 @@ void reduce_piece(Transport& transport, const UploadSum& sums, std::size_t first
     if (transport.is_root()) ExactSum::from_limbs(total_limbs, totals);
 }
 
-/// Calls visit(first, values) for every piece.
+/// Calls visit(first, number of values) for every piece.
 template <typename Visit>
 void for_each_piece(std::size_t size, Visit visit) {
     for (std::size_t first = 0; first < size; first += values_per_piece)
