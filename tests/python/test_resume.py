@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,7 +172,8 @@ def test_a_folder_in_use_is_refused_but_the_same_job_takes_over(world, tmp_path)
     (run / "STOP").touch()
     out, err = second.communicate(timeout=60)
     assert second.returncode == 75, out + err
-    assert f"going on after round {reached}" in out
+    # Killed between a round's status and its checkpoint, it goes on from the round before.
+    assert int(re.search(r"going on after round (\d+)", out)[1]) in (reached - 1, reached, reached + 1), out
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
