@@ -26,7 +26,7 @@ namespace hetlora {
 namespace {
 
 /// Rows of a pass through the model that fill a CPU's GEMMs; larger packs bring nothing there.
-constexpr std::int64_t cpu_pack_tokens = 2048;
+constexpr std::int64_t cpu_pack_tokens = 1024;
 constexpr std::int64_t least_pack_tokens = 256;
 /// The same for a GPU (chosen by its arithmetic, not measured: docs/gpu.md).
 constexpr std::int64_t gpu_pack_tokens = 16384;
