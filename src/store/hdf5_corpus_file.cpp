@@ -38,8 +38,9 @@ struct CorpusFile::Impl {
     std::int64_t n_tokens = 0;
     hdf5::Dataset ids, mask;
     hdf5::Dataset offset, client, part, label, prompt_length;
-    hdf5::Dataset group;   ///< empty where the data has no groups
-    hdf5::Dataset n_loss;  ///< empty where the file was written before there was one
+    hdf5::PlainRows plain_ids, plain_mask, plain_offset;  ///< of the data sets that every window is read from
+    hdf5::Dataset group;                                  ///< empty where the data has no groups
+    hdf5::Dataset n_loss;                                 ///< empty where the file was written before there was one
     hdf5::Dataset client_name;
     std::vector<std::int64_t> client_offset;  ///< [n_clients + 1]
     std::vector<std::uint8_t> held_out;       ///< [n_clients]
@@ -74,6 +75,9 @@ struct CorpusFile::Impl {
         prompt_length = open_array(sequences, "prompt_length", i32, n_sequences);
         if (sequences.has("group")) group = open_array(sequences, "group", i32, n_sequences);
         if (sequences.has("n_loss")) n_loss = open_array(sequences, "n_loss", i32, n_sequences);
+        plain_ids = hdf5::PlainRows(ids, i32);
+        plain_mask = hdf5::PlainRows(mask, u8);
+        plain_offset = hdf5::PlainRows(offset, i64);
         const hdf5::Group clients = file.open_group("clients");
         const hdf5::Dataset held = open_array(clients, "held_out", u8, -1);
         held_out = held.read_all<std::uint8_t>();
@@ -243,7 +247,7 @@ std::vector<SequenceInfo> CorpusFile::sequences(IndexRange range) const { return
 
 IndexRange CorpusFile::place(std::int64_t sequence) const {
     impl_->check_range({sequence, sequence + 1}, n_sequences(), "sequences");
-    const auto offsets = read_rows<std::int64_t>(impl_->offset, {sequence, sequence + 2});
+    const auto offsets = read_rows<std::int64_t>(impl_->plain_offset, impl_->offset, {sequence, sequence + 2});
     return {offsets[0], offsets[1]};
 }
 
@@ -255,15 +259,15 @@ SequenceTokens CorpusFile::read(std::int64_t sequence) const {
 SequenceTokens CorpusFile::read(std::int64_t sequence, IndexRange place, IndexRange stretch) const {
     impl_->check_range(stretch, place.size(), "tokens of a sequence");
     const IndexRange rows{place.begin + stretch.begin, place.begin + stretch.end};
-    SequenceTokens tokens{.ids = read_rows<std::int32_t>(impl_->ids, rows),
-                          .mask = read_rows<std::uint8_t>(impl_->mask, rows)};
+    SequenceTokens tokens{.ids = read_rows<std::int32_t>(impl_->plain_ids, impl_->ids, rows),
+                          .mask = read_rows<std::uint8_t>(impl_->plain_mask, impl_->mask, rows)};
     impl_->check_tokens(tokens, sequence, stretch);
     return tokens;
 }
 
 std::vector<std::uint8_t> CorpusFile::read_mask(IndexRange tokens) const {
     impl_->check_range(tokens, n_tokens(), "tokens");
-    return read_rows<std::uint8_t>(impl_->mask, tokens);
+    return read_rows<std::uint8_t>(impl_->plain_mask, impl_->mask, tokens);
 }
 
 std::string CorpusFile::text_of(std::span<const std::int32_t> ids) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "hdf5_internal.hpp"
+#include "hdf5_plain_rows.hpp"
 #include "hetlora/base/error.hpp"
 #include "hetlora/store/corpus_file.hpp"
 #include "hetlora/store/hdf5_handle.hpp"
@@ -64,6 +65,15 @@ template <typename T>
 std::vector<T> read_rows(const hdf5::Dataset& data, IndexRange range) {
     std::vector<T> values(static_cast<std::size_t>(range.size()));
     if (!values.empty()) data.read<T>(range.begin, std::span<T>(values));
+    return values;
+}
+
+/// The same, straight from the file where `plain`, of the same data set, can.
+template <typename T>
+std::vector<T> read_rows(const hdf5::PlainRows& plain, const hdf5::Dataset& data, IndexRange range) {
+    std::vector<T> values(static_cast<std::size_t>(range.size()));
+    if (!values.empty() && !plain.read(range.begin, values.data(), range.size()))
+        data.read<T>(range.begin, std::span<T>(values));
     return values;
 }
 

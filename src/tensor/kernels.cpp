@@ -25,9 +25,8 @@ VectorLevel current = best_vector_level();
 }  // namespace
 
 std::int64_t attention_scratch_size(std::int64_t length, std::int64_t head_size) {
-    constexpr std::int64_t query_block = 32;      // as in kernels.inc
-    constexpr std::int64_t widest_tile = 2 * 16;  // two vectors of the highest level
-    return 2 * (length + widest_tile) * (head_size + query_block) + 3 * (length + query_block) * head_size;
+    constexpr std::int64_t query_block = 32;  // as in kernels_attention.inc
+    return (4 * length + 5 * query_block) * head_size + (2 * length + 1) * query_block;
 }
 
 std::int64_t lora_scratch_size(const LoraShape& shape) {

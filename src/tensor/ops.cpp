@@ -195,7 +195,7 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t task = begin; task < end; ++task) {
                 kernels<S>().attention_backward(
-                    data_of<S>(q), data_of<S>(k), data_of<S>(v), data_of<S>(out), data_of<T>(lse), data_of<S>(d_out),
+                    data_of<S>(q), data_of<S>(k), data_of<S>(v), data_of<T>(lse), data_of<S>(d_out),
                     data_of<S>(gradient.q), data_of<S>(gradient.k), data_of<S>(gradient.v), shape,
                     spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads, scratch.data());
             }

@@ -87,8 +87,8 @@ MUTATIONS = [
     Mutation(
         "attention sees later tokens of its block (causal mask)",
         ATTENTION,
-        "const int64_t seen = keys_seen.of_row(i0 + i);\n            // Whole vectors",
-        "const int64_t seen = keys_seen.last(i0, i / tile_rows * tile_rows, rows);\n            // Whole vectors",
+        "const int64_t all = seen.of_all(c);",
+        "const int64_t all = seen.of_any<T>(c);",
         ("tensor_test", "model_test"),
     ),
     # Encoders and classification heads

@@ -3,11 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
+#include <span>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/base/sha256.hpp"
+#include "hetlora/store/hdf5_handle.hpp"
 #include "make_corpus.hpp"
 
 namespace hetlora {
@@ -91,6 +94,31 @@ TEST(CorpusFile, stretches_and_mask_blocks) {
     EXPECT_THROW((void)file.place(file.n_sequences()), Error);
     EXPECT_THROW((void)file.sequence(file.n_sequences()), Error);
     EXPECT_THROW((void)file.client_name(6), Error);
+}
+
+/// Elsewhere the bytes come straight from the file; what other programs store in chunks, HDF5 reads.
+TEST(CorpusFile, tokens_in_chunks_are_read_like_those_in_one_stretch) {
+    const TemporaryFolder folder;
+    const RawCorpus raw = synthetic_corpus({});
+    test::write_corpus(folder / "whole.h5", raw);
+    test::write_corpus(folder / "chunks.h5", raw, {"/tokens/ids"});
+    {
+        const hdf5::File file = hdf5::File::open_write(folder / "chunks.h5");
+        hdf5::Group tokens = file.open_group("tokens");
+        const hdf5::DatasetShape shape{.extent = {std::ssize(raw.ids)}, .unlimited = true, .chunk_rows = 7};
+        hdf5::Dataset ids = tokens.create_dataset("ids", hdf5::ElementType::i32, shape);
+        ids.write<std::int32_t>(0, raw.ids);
+    }
+
+    const CorpusFile whole(folder / "whole.h5");
+    const CorpusFile chunks(folder / "chunks.h5");
+
+    for (std::int64_t s = 0; s < whole.n_sequences(); ++s) {
+        EXPECT_EQ(whole.read(s).ids, chunks.read(s).ids);
+        EXPECT_EQ(whole.read(s).mask, chunks.read(s).mask);
+        const auto first = raw.ids.begin() + raw.sequence_offset[static_cast<std::size_t>(s)];
+        EXPECT_TRUE(std::ranges::equal(whole.read(s).ids, std::span(first, whole.read(s).ids.size())));
+    }
 }
 
 TEST(CorpusFile, text_of_concatenates_the_tokens_bytes) {

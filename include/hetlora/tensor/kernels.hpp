@@ -92,9 +92,8 @@ struct Kernels {
     void (*attention)(const S* q, const S* k, const S* v, S* out, T* lse, const AttentionShape& shape,
                       AttentionSpan span, std::int64_t kv_head, T* scratch);
     /// Gradients for one (sequence, key/value head), all its query heads; dq, dk, dv have the strides of q, k, v.
-    void (*attention_backward)(const S* q, const S* k, const S* v, const S* out, const T* lse, const S* d_out, S* dq,
-                               S* dk, S* dv, const AttentionShape& shape, AttentionSpan span, std::int64_t kv_head,
-                               T* scratch);
+    void (*attention_backward)(const S* q, const S* k, const S* v, const T* lse, const S* d_out, S* dq, S* dk, S* dv,
+                               const AttentionShape& shape, AttentionSpan span, std::int64_t kv_head, T* scratch);
     /// Softmax cross-entropy of each row: loss_N = lse - logit[target]; with want_gradient the logits become
     /// row_scale_N * (softmax - onehot) in place. correct_N (may be null) = 1 where the target has the largest logit.
     void (*cross_entropy)(S* logits_NV, const std::int64_t* target_N, const T* row_scale_N, double* loss_N,
