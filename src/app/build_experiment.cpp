@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <map>
 #include <numeric>
 
 #include "hetlora/app/client_table.hpp"
@@ -203,23 +202,6 @@ void check_own_data(const Experiment& experiment) {
         experiment.settings.data.path.string(), name_of(evaluation.part));
 }
 
-/// The rule in words, e.g. "dirichlet by label, alpha 0.5, seed 3".
-std::string describe_partition(const Settings& settings) {
-    const DataSettings& data = settings.data;
-    const std::string seed = fmt::format(", seed {}", settings.experiment.seed_partition);
-    switch (data.partition) {
-        case Partition::dirichlet:
-            return fmt::format("dirichlet by {}, alpha {}{}", name_of(data.dirichlet_by), data.dirichlet_alpha, seed);
-        case Partition::quantity:
-            return fmt::format("quantity, log-normal with sigma {}{}", data.quantity_sigma, seed);
-        case Partition::iid:
-            return "iid" + seed;
-        case Partition::natural:
-            break;
-    }
-    return "natural";
-}
-
 }  // namespace
 
 std::vector<ClientRow> client_rows(const Corpus& corpus, const Population& population) {
@@ -309,70 +291,6 @@ Experiment build_experiment(Transport& transport, const Settings& settings) {
         experiment.partition_sha256 = experiment.corpus->partition_sha256();
     });
     return experiment;
-}
-
-std::string describe_experiment(const Experiment& experiment, const Transport& transport) {
-    const Settings& settings = experiment.settings;
-    const Population& population = *experiment.population;
-    std::map<std::int64_t, std::int64_t> histogram;
-    double rank_sum = 0.0;
-    for (const std::int64_t client : population.eligible()) {
-        ++histogram[population.lora_rank(client)];
-        rank_sum += static_cast<double>(population.lora_rank(client));
-    }
-    std::string ranks;
-    for (const auto& [lora_rank, count] : histogram) {
-        if (histogram.size() <= 8) ranks += fmt::format("{}{}x{}", ranks.empty() ? "" : " ", count, lora_rank);
-    }
-    if (ranks.empty()) ranks = fmt::format("{} different values", histogram.size());
-    const auto eligible = std::ssize(population.eligible());
-    const std::int64_t cohort =
-        settings.experiment.clients_per_round == 0 ? eligible : settings.experiment.clients_per_round;
-    const double mean_rank = rank_sum / static_cast<double>(eligible);
-    const double value_bytes = settings.model.precision == Precision::fp64 ? 8.0 : 4.0;
-    const double slot = static_cast<double>(experiment.layout.parameters_per_slot());
-    std::int64_t evaluation_tokens = 0;
-    for (const auto& window : experiment.evaluation_windows) evaluation_tokens += window.n_loss;
-    const ModelConfig& config = experiment.engine->weights().config;
-    const bool full = experiment.strategy.trains_base();
-    const double sent = full ? static_cast<double>(config.parameters()) : slot * mean_rank;  // values of a client
-    const std::string trained =
-        full ? fmt::format("  weights   all {} are trained; no adapters: the keys of [lora] have no effect\n",
-                           human_count(static_cast<double>(config.parameters())))
-             : fmt::format(
-                   "  adapters  {} matrices; lora_rank {}..{} by {}, mean {:.1f} ({}); {} parameters at lora_rank {}\n",
-                   experiment.layout.matrices.size(), histogram.begin()->first, histogram.rbegin()->first,
-                   name_of(settings.lora.rank_distribution), mean_rank, ranks,
-                   human_count(slot * static_cast<double>(settings.lora.rank_max)), settings.lora.rank_max);
-    const std::string from_adapter =
-        settings.model.adapter.empty() ? std::string() : " from the adapter in " + settings.model.adapter.string();
-    const std::string places =
-        transport.mpi_size() == 1 ? std::string() : "\n            " + join(experiment.placement, "\n            ");
-    return fmt::format(
-        "{} {}: {}, {} of {} a round, strategy {}\n"
-        "  model     {} ({} parameters, {} layers, width {}), {}\n"
-        "  data      {} ({}, {} may train), windows of {} tokens, evaluation on {} {} of held-out "
-        "clients\n"
-        "  partition {}, hash {}\n"
-        "{}"
-        "{}"
-        "  a round   about {} up and {} down in true bytes\n"
-        "  machine   {} MPI rank{}, {} thread{} each, {}, kernels {}, gemm {}; {} of {} tokens; about {} of memory "
-        "each{}",
-        settings.experiment.name, "on " + transport.hosts().front(), counted(settings.experiment.rounds, "round"),
-        cohort, counted(eligible, "client"), experiment.strategy.preset,
-        model_label(settings.model.path) + from_adapter, human_count(static_cast<double>(config.parameters())),
-        config.layers, config.hidden_size, name_of(settings.model.precision), settings.data.path.filename().string(),
-        counted(population.size(), "client"), eligible, settings.data.sequence_length,
-        human_count(static_cast<double>(evaluation_tokens)), experiment.head ? "texts" : "loss tokens",
-        describe_partition(settings), experiment.partition_sha256.substr(0, 12), trained,
-        experiment.plugin ? fmt::format("  plugin    {}\n", experiment.plugin->describe()) : std::string(),
-        human_bytes(sent * value_bytes * static_cast<double>(cohort)),
-        human_bytes(sent * value_bytes * static_cast<double>(cohort)), transport.mpi_size(),
-        transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
-        describe_device(experiment.engine->weights().options().device()), name_of(settings.compute.vector),
-        name_of(settings.compute.gemm), full ? "passes" : "packs", settings.compute.pack_tokens,
-        human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)), places);
 }
 
 UploadAccumulator make_accumulator(const Experiment& experiment) {

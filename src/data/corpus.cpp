@@ -2,18 +2,13 @@
 #include "hetlora/data/corpus.hpp"
 
 #include <algorithm>
-#include <unordered_set>
 
+#include "corpus_scan.hpp"
 #include "hetlora/base/error.hpp"
-#include "hetlora/base/random.hpp"
 
 namespace hetlora {
 namespace {
 
-constexpr std::int64_t index_block = 1 << 16;         // sequences whose index entries are in memory at once
-constexpr std::ptrdiff_t evaluation_block = 1 << 12;  // sequences whose evaluation windows are listed at once
-constexpr std::int64_t mask_block_bytes = 4 << 20;    // masks in memory at once (one longer sequence is read whole)
-constexpr std::int64_t mask_gap_bytes = 16 << 10;     // a gap up to this size is read over instead of around
 constexpr std::size_t max_cached_windows = 1U << 20;  // 16 MiB
 
 void check_options(const CorpusOptions& options) {
@@ -62,45 +57,6 @@ std::vector<std::string> Corpus::client_names(IndexRange clients) const {
     for (std::int64_t client = clients.begin; client < clients.end; ++client)
         names.push_back(fmt::format("{}-{:06}", partition_name(options_.partition), client));
     return names;
-}
-
-template <typename Visit>
-void Corpus::for_each_sequence(Visit visit) const {
-    for (std::int64_t begin = 0; begin < file_.n_sequences(); begin += index_block) {
-        const IndexRange range{begin, std::min(begin + index_block, file_.n_sequences())};
-        const auto infos = file_.sequences(range);
-        for (std::size_t i = 0; i < infos.size(); ++i)
-            visit(static_cast<std::int32_t>(begin + static_cast<std::int64_t>(i)), infos[i]);
-    }
-}
-
-template <typename Visit>
-void Corpus::for_each_evaluation_sequence(Part part, Visit visit) const {
-    for_each_sequence([&](std::int32_t sequence, const SequenceInfo& info) {
-        if (info.part != part || !file_.held_out(info.client)) return;
-        visit(sequence, info);
-    });
-}
-
-template <typename Visit>
-void Corpus::for_each_mask(const std::vector<IndexedSequence>& sequences, Visit visit) const {
-    for (std::size_t first = 0; first < sequences.size();) {
-        const std::int64_t begin = sequences[first].info.offset;
-        std::int64_t end = begin + sequences[first].info.length;
-        std::size_t last = first + 1;
-        for (; last < sequences.size(); ++last) {
-            const SequenceInfo& next = sequences[last].info;
-            if (next.offset - end > mask_gap_bytes || next.offset + next.length - begin > mask_block_bytes) break;
-            end = next.offset + next.length;
-        }
-        const auto block = file_.read_mask({begin, end});
-        for (; first < last; ++first) {
-            const SequenceInfo& info = sequences[first].info;
-            visit(sequences[first],
-                  std::span<const std::uint8_t>(block).subspan(static_cast<std::size_t>(info.offset - begin),
-                                                               static_cast<std::size_t>(info.length)));
-        }
-    }
 }
 
 void Corpus::deal() {
@@ -324,46 +280,6 @@ std::int64_t Corpus::n_train_windows(std::int64_t client) const {
     return static_cast<std::int64_t>(cached_train_windows(client).size());
 }
 
-std::vector<WindowRef> Corpus::evaluation_windows(Part part, std::int64_t n, std::uint64_t seed) const {
-    if (part == Part::train) throw usage_error("evaluation on the training part - evaluation.part - use valid or test");
-    struct Keyed {
-        std::uint64_t key;
-        WindowRef ref;
-    };
-    const auto by_place = [](const Keyed& k) { return std::pair(k.ref.sequence, k.ref.window); };
-    const auto by_key = [&](const Keyed& a, const Keyed& b) {
-        return a.key != b.key ? a.key < b.key : by_place(a) < by_place(b);
-    };
-    std::vector<Keyed> chosen;
-    const auto keep_smallest = [&] {  // with 0 < n, more than n are in memory only until the next call
-        if (n <= 0 || std::ssize(chosen) <= n) return;
-        std::ranges::nth_element(chosen, chosen.begin() + n, by_key);
-        chosen.resize(static_cast<std::size_t>(n));
-    };
-    std::vector<IndexedSequence> block;
-    const auto choose_from_block = [&] {
-        for (const WindowRef& ref : windows_of(block))
-            chosen.push_back({hash_seed(seed, Purpose::evaluation_subset, ref.sequence, ref.window), ref});
-        block.clear();
-        keep_smallest();
-    };
-    for_each_evaluation_sequence(part, [&](std::int32_t sequence, const SequenceInfo& info) {
-        block.push_back({.sequence = sequence, .info = info});
-        if (std::ssize(block) == evaluation_block) choose_from_block();
-    });
-    choose_from_block();
-    std::ranges::sort(chosen, {}, by_place);
-    std::vector<WindowRef> refs;
-    refs.reserve(chosen.size());
-    for (const Keyed& k : chosen) refs.push_back(k.ref);
-    return refs;
-}
-
-std::vector<WindowRef> Corpus::client_evaluation_windows(std::int64_t client, Part part) const {
-    if (part == Part::train) throw usage_error("evaluation on the training part - evaluation.part - use valid or test");
-    return windows_of(sequences_of(client, part));
-}
-
 void Corpus::check_labelled(const IndexedSequence& s, std::span<const Window> windows) const {
     if (s.info.label < 0) {
         throw input_error(
@@ -396,56 +312,6 @@ WindowTokens Corpus::read(const WindowRef& ref) const {
         }
     }
     return window;
-}
-
-void Corpus::check_no_leakage() const {
-    enum Use : std::uint8_t { unused, trained, evaluated };
-    std::vector<std::uint8_t> use(static_cast<std::size_t>(file_.n_sequences()), unused);
-    const auto leak = [&](std::int32_t sequence, const std::string& what) {
-        return bug_error("sequence {}: {} - data {}, partition {} - do not trust this experiment; report this",
-                         sequence, what, file_.path().string(), partition_name(options_.partition));
-    };
-    for (std::int64_t client = 0; !deals_.empty() && client < n_clients(); ++client) {
-        for (const std::int32_t s : deals_[static_cast<std::size_t>(Part::train)].of(client)) {
-            auto& used = use[static_cast<std::size_t>(s)];
-            if (used != unused) throw leak(s, "two clients train on it");
-            used = trained;
-        }
-    }
-    for_each_sequence([&](std::int32_t s, const SequenceInfo& info) {
-        auto& used = use[static_cast<std::size_t>(s)];
-        // Whose it is in a natural partition is one number in the index: it cannot be two clients'.
-        if (deals_.empty() && info.part == Part::train) used = trained;
-        if (used != trained) return;
-        if (info.part != Part::train) throw leak(s, fmt::format("training data of part {}", part_name(info.part)));
-        if (file_.held_out(info.client)) throw leak(s, "its person is held out and trains");
-    });
-    for (const Part part : {Part::valid, Part::test}) {
-        for_each_evaluation_sequence(part, [&](std::int32_t s, const SequenceInfo& info) {
-            auto& used = use[static_cast<std::size_t>(s)];
-            if (used == trained || info.part != part) throw leak(s, "it is both trained and evaluated on");
-            if (!file_.held_out(info.client)) throw leak(s, "the global evaluation uses a person who is not held out");
-            used = evaluated;
-        });
-        for (std::int64_t client = 0; !deals_.empty() && client < n_clients(); ++client) {
-            for (const std::int32_t s : deals_[static_cast<std::size_t>(part)].of(client)) {
-                if (use[static_cast<std::size_t>(s)] == trained) throw leak(s, "it is both trained and evaluated on");
-            }
-        }
-    }
-}
-
-void check_disjoint(std::span<const WindowRef> train, std::span<const WindowRef> evaluation) {
-    std::unordered_set<std::int32_t> trained;
-    for (const WindowRef& ref : train) trained.insert(ref.sequence);
-    for (const WindowRef& ref : evaluation) {
-        if (trained.contains(ref.sequence)) {
-            throw bug_error(
-                "sequence {} (window {}) is both trained and evaluated on - evaluation - do not trust this result; "
-                "report this",
-                ref.sequence, ref.window);
-        }
-    }
 }
 
 }  // namespace hetlora

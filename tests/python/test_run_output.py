@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,18 @@ def test_no_bytes_for_the_weight_without_sparsity_weights(home, tmp_path):
     rounds, events = table(tmp_path / "run", "rounds"), table(tmp_path / "run", "participation")
     assert rounds["bytes_up_true"][1] == (SLOT_VALUES * events["lora_rank_after"]).sum() * VALUE_BYTES
     assert (events["lora_rank_after"] == events["lora_rank_before"]).all()
+
+
+@pytest.mark.parametrize("preset", ["zeropad", "flora", "rolora", "lora-a2"])
+def test_traffic_is_announced_as_it_comes(home, tmp_path, preset):
+    """With everybody in every round nothing is left to chance: what was announced is the mean of two rounds."""
+    done = finished("run", "--config", home.ini, "--output", tmp_path / "run", f"strategy.preset={preset}",
+                    "experiment.clients_per_round=0", "experiment.rounds=3")  # fmt: skip
+    unit = {"B": 1, "KiB": 2**10, "MiB": 2**20}
+    words = re.search(r"a round +about ([\d.]+) (\w+) up and ([\d.]+) (\w+) down", done.stdout).groups()
+    rounds = table(tmp_path / "run", "rounds")
+    assert float(words[0]) * unit[words[1]] == pytest.approx(rounds["bytes_up_true"][2:].mean(), rel=0.01)
+    assert float(words[2]) * unit[words[3]] == pytest.approx(rounds["bytes_down_true"][2:].mean(), rel=0.01)
 
 
 def test_lora_ranks_shrink_and_never_grow(home):
