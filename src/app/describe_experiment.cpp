@@ -127,8 +127,8 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
         human_count(static_cast<double>(evaluation_tokens)), experiment.head ? "texts" : "loss tokens",
         describe_partition(settings), experiment.partition_sha256.substr(0, 12), trained,
         experiment.plugin ? fmt::format("  plugin    {}\n", experiment.plugin->describe()) : std::string(),
-        human_bytes(traffic.up), human_bytes(traffic.down), transport.mpi_size(),
-        transport.mpi_size() == 1 ? "" : "s", settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
+        human_bytes(traffic.up), human_bytes(traffic.down), transport.mpi_size(), transport.mpi_size() == 1 ? "" : "s",
+        settings.compute.threads, settings.compute.threads == 1 ? "" : "s",
         describe_device(experiment.engine->weights().options().device()), name_of(settings.compute.vector),
         name_of(settings.compute.gemm), full ? "passes" : "packs", settings.compute.pack_tokens,
         human_bytes(static_cast<double>(experiment.choice.frozen_bytes + experiment.choice.step_bytes)), places);

@@ -11,7 +11,8 @@
 namespace hetlora {
 
 inline constexpr std::int64_t index_block = 1 << 16;  // sequences whose index entries are in memory at once
-inline constexpr std::int64_t mask_block_bytes = 4 << 20;  // masks in memory at once (one longer sequence is read whole)
+inline constexpr std::int64_t mask_block_bytes = 4
+                                                 << 20;   // masks in memory at once (one longer sequence is read whole)
 inline constexpr std::int64_t mask_gap_bytes = 16 << 10;  // a gap up to this size is read over instead of around
 
 template <typename Visit>
