@@ -180,7 +180,7 @@ MUTATIONS = [
     # Data and evaluation
     Mutation(
         "global evaluation on training windows",
-        CORPUS,
+        "src/data/corpus_scan.hpp",
         "if (info.part != part || !file_.held_out(info.client)) return;",
         "if (info.part != Part::train) return;",
         ("data_test",),
