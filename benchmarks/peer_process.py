@@ -40,6 +40,7 @@ SYSTEMS = {
     "onednn": System("fp32", "peers.batched", ("--onednn",), what="batched, frozen matrices through oneDNN"),
     "onednn-bf16": System("bf16", "peers.batched", ("--onednn", "--precision", "bf16"), what="the same in bf16"),
     "pfl": System("fp32", "peers.pfl_peer", needs="pfl", what="pfl with the bare loop's model, one process"),
+    "flower": System("fp32", "peers.flower_peer", needs="flwr", what="Flower's simulation with the bare loop's model"),
     "hetlora": System("fp32", what="this program"),
     "hetlora-bf16": System("bf16", what="this program"),
 }

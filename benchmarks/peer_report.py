@@ -23,6 +23,8 @@ DEVIATIONS = (
     "All processes keep freed memory (the same malloc thresholds that hetlora sets for itself).",
     "Start-up: from the start of the process to the first training step, with imports and packing of weights, without "
     "evaluation and the choice of attention.",
+    "Flower trains in a Ray process beside the server's: that one loads the model in the first round, which does not "
+    "count, and not before what is given as start-up.",
     "bf16 systems are gated against the fp32 bare loop with wider limits.",
 )
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # .venv-bench, the environment of `make bench-peers`: torch, transformers, peft and what they need as pinned in
-# requirements.txt, then pfl; once. Without pfl the benchmark says so and goes on.
+# requirements.txt, then pfl and what PEERS asks for (PEERS="flower"); once. Without one of them the benchmark says so
+# and goes on.
 set -euo pipefail
 cd -- "${BASH_SOURCE[0]%/*}/.."
 
 venv=.venv-bench
-pfl=pfl==0.6.0
 export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 unset PYTHONPATH PYTHONHOME
 
@@ -19,7 +19,20 @@ if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$wanted" ]; then
     "$venv/bin/python" -m pip install --quiet -r "$venv/requirements.txt"
     printf '%s' "$wanted" > "$venv/.stamp"
 fi
-if ! "$venv/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("pfl") is None)'; then
-    "$venv/bin/python" -m pip install --quiet -c "$venv/requirements.txt" "$pfl" ||
-        echo "bench-peers: $pfl could not be installed (pip's message is above): it is left out" >&2
-fi
+
+framework() {  # the module that it is imported by, and what pip installs
+    local module=$1 package=$2
+    "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" ||
+        "$venv/bin/python" -m pip install --quiet -c "$venv/requirements.txt" "$package" ||
+        echo "bench-peers: $package could not be installed (pip's message is above): it is left out" >&2
+}
+for name in pfl ${PEERS:-}; do
+    case $name in
+        pfl) framework pfl pfl==0.6.0 ;;
+        flower) framework flwr "flwr[simulation]==1.41.0" ;;
+        *)
+            echo "bench-peers: PEERS names $name; it knows flower" >&2
+            exit 2
+            ;;
+    esac
+done

@@ -37,6 +37,7 @@ class Recorder:
         self.losses: list[float] = []
         self.not_startup_s = 0.0  #: spent on choosing an implementation
         self.start_s = 0.0
+        self.peak_elsewhere_mib = 0.0  #: of the process that trains, where it is another one
         self.facts: dict = {}
 
     def ready(self) -> None:
@@ -56,7 +57,8 @@ class Recorder:
         out = self.arguments.out
         np.savez(out.with_suffix(".npz"), *[tensor.detach().float().numpy() for tensor in adapter])
         result = {
-            "round_s": self.round_s, "losses": self.losses, "start_s": self.start_s, "peak_mib": peak_mib(),
+            "round_s": self.round_s, "losses": self.losses, "start_s": self.start_s,
+            "peak_mib": max(peak_mib(), self.peak_elsewhere_mib),
             "facts": self.facts | {"torch": torch.__version__},
         }  # fmt: skip
         out.write_text(json.dumps(result))
