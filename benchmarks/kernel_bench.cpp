@@ -126,7 +126,7 @@ Pair time_attention(const Shape& shape) {
     });
     const double backward = seconds_of([&] {
         every([&](AttentionSpan span, std::int64_t head) {
-            kernel.attention_backward(q, k, v, out.data(), lse.data(), d_out.data(), dq, dk, dv, attention, span, head,
+            kernel.attention_backward(q, k, v, lse.data(), d_out.data(), dq, dk, dv, attention, span, head,
                                       scratch.data());
         });
     });

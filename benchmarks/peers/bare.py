@@ -78,6 +78,18 @@ class BareLoop:
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         return loss, int((targets != IGNORED).sum())
 
+    def local_steps(self, batches) -> tuple[torch.Tensor, int]:
+        """One client's steps from the adapter that the model holds. (sum of losses over loss tokens, their number)."""
+        nll, count = torch.zeros((), dtype=torch.float64), 0
+        for rows in batches:
+            self.optimizer.zero_grad()
+            loss, n = self.loss(rows)
+            loss.backward()
+            self.optimizer.step()
+            nll += loss.detach() * n
+            count += n
+        return nll, count
+
     def train_round(self, number: int) -> float:
         """Mean loss per token of the round's local steps."""
         mean = [torch.zeros_like(values) for values in self.received]
@@ -85,13 +97,9 @@ class BareLoop:
         for batches, weight in zip(self.schedule.windows[number], self.schedule.weights[number], strict=True):
             with torch.no_grad():
                 torch._foreach_copy_(self.parameters, self.received)
-            for rows in batches:
-                self.optimizer.zero_grad()
-                loss, n = self.loss(rows)
-                loss.backward()
-                self.optimizer.step()
-                nll += loss.detach() * n
-                count += n
+            of_client, n = self.local_steps(batches)
+            nll += of_client
+            count += n
             with torch.no_grad():
                 torch._foreach_add_(mean, self.parameters, alpha=float(weight))
         self.received = mean

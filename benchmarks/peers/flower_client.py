@@ -35,14 +35,7 @@ class Participant(NumPyClient):
         loop, recorder = bare_loop(self.options)
         with torch.no_grad():
             torch._foreach_copy_(loop.parameters, [torch.from_numpy(values) for values in parameters])
-        nll, count = torch.zeros((), dtype=torch.float64), 0
-        for rows in loop.schedule.windows[config["number"], config["place"]]:
-            loop.optimizer.zero_grad()
-            loss, n = loop.loss(rows)
-            loss.backward()
-            loop.optimizer.step()
-            nll += loss.detach() * n
-            count += n
+        nll, count = loop.local_steps(loop.schedule.windows[config["number"], config["place"]])
         weight = loop.schedule.weights[config["number"], config["place"]]
         facts = {"nll": float(nll), "count": count, "peak_mib": rec.peak_mib()} | recorder.facts
         return [values.detach().numpy() for values in loop.parameters], round(float(weight) * EXAMPLES), facts

@@ -6,8 +6,6 @@ process and the one that trains, which keeps its model between clients.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 from flwr.client import ClientApp
@@ -68,7 +66,6 @@ def main() -> None:
     def server_fn(_context: Context) -> ServerAppComponents:
         return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=arguments.rounds))
 
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     run_simulation(
         ServerApp(server_fn=server_fn), ClientApp(client_fn=client_fn), num_supernodes=schedule.weights.shape[1],
         backend_config={

@@ -34,9 +34,11 @@ struct RoundTraffic {
     double down = 0.0;
 };
 
-/// What clients with the eligible ones' mean traffic send and receive once the run is under way, by the strategy's own
-/// formulas (`hetlora strategies`). Methods that alternate between the factors: the mean of two rounds.
-RoundTraffic expected_traffic(const Experiment& experiment, std::int64_t cohort) {
+/// What a cohort with the eligible clients' mean traffic sends and receives once the run is under way, by the
+/// strategy's own formulas (`hetlora strategies`). Methods that alternate between the factors: the mean of two rounds.
+/// @param histogram how many eligible clients have each lora_rank
+RoundTraffic expected_traffic(const Experiment& experiment, std::int64_t cohort,
+                              const std::map<std::int64_t, std::int64_t>& histogram) {
     const Strategy& strategy = experiment.strategy;
     const std::int64_t value_bytes = experiment.settings.model.precision == Precision::fp64 ? 8 : 4;
     const auto clients = static_cast<double>(cohort);
@@ -45,26 +47,23 @@ RoundTraffic expected_traffic(const Experiment& experiment, std::int64_t cohort)
         const double all = clients * static_cast<double>(value_bytes * config.parameters());
         return {.up = all, .down = all};
     }
-    RoundTraffic sum;
-    double rank_sum = 0.0;
-    const auto& eligible = experiment.population->eligible();
-    for (const std::int64_t client : eligible) {
-        const std::int64_t lora_rank = experiment.population->lora_rank(client);
-        rank_sum += static_cast<double>(lora_rank);
+    const double share = clients / static_cast<double>(experiment.population->eligible().size());
+    RoundTraffic traffic;
+    double slots = 0.0;  // of the cohort
+    for (const auto& [lora_rank, count] : histogram) {
+        const double of_cohort = share * static_cast<double>(count);
+        slots += of_cohort * static_cast<double>(lora_rank);
         for (const std::int64_t round : {1, 2}) {
             const TrafficOf one{.round = round,
                                 .lora_rank_before = lora_rank,
                                 .lora_rank_after = lora_rank,
                                 .value_bytes = value_bytes};
-            sum.up += 0.5 * static_cast<double>(true_bytes_up(strategy, experiment.layout, one));
-            sum.down += 0.5 * static_cast<double>(true_bytes_down(strategy, experiment.layout, one));
+            traffic.up += 0.5 * of_cohort * static_cast<double>(true_bytes_up(strategy, experiment.layout, one));
+            traffic.down += 0.5 * of_cohort * static_cast<double>(true_bytes_down(strategy, experiment.layout, one));
         }
     }
-    const double share = clients / static_cast<double>(eligible.size());
-    RoundTraffic traffic{.up = share * sum.up, .down = share * sum.down};
     if (strategy.merge == Merge::stack || strategy.base_update == BaseUpdate::residual) {
         // Everybody's factors of the round before, which go into everybody's base.
-        const double slots = share * rank_sum;
         traffic.down += clients * slots * static_cast<double>(experiment.layout.parameters_per_slot() * value_bytes);
     }
     return traffic;
@@ -95,7 +94,7 @@ std::string describe_experiment(const Experiment& experiment, const Transport& t
     for (const auto& window : experiment.evaluation_windows) evaluation_tokens += window.n_loss;
     const ModelConfig& config = experiment.engine->weights().config;
     const bool full = experiment.strategy.trains_base();
-    const RoundTraffic traffic = expected_traffic(experiment, cohort);
+    const RoundTraffic traffic = expected_traffic(experiment, cohort, histogram);
     const std::string trained =
         full ? fmt::format("  weights   all {} are trained; no adapters: the keys of [lora] have no effect\n",
                            human_count(static_cast<double>(config.parameters())))
