@@ -49,8 +49,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workloads", type=names(WORKLOADS), default=list(WORKLOADS), metavar="A,B", help="of these: "
                         + ", ".join(WORKLOADS))  # fmt: skip
     parser.add_argument("--systems", type=names(SYSTEMS), default=None, metavar="A,B", help="of these: "
-                        + ", ".join(SYSTEMS) + "; the bare loop always runs; default: all but flower for T, S, M, "
-                        + ", ".join(SHORT) + " for the others")  # fmt: skip
+                        + ", ".join(SYSTEMS) + "; the bare loop always runs; default: all but flower and appfl for "
+                        + "T, S, M, " + ", ".join(SHORT) + " for the others")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5, help="processes of each system at most, the gate's included")
     parser.add_argument("--minutes", type=float, default=30.0, help="stop in time")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of a timed process (default: by workload)")

@@ -41,6 +41,7 @@ SYSTEMS = {
     "onednn-bf16": System("bf16", "peers.batched", ("--onednn", "--precision", "bf16"), what="the same in bf16"),
     "pfl": System("fp32", "peers.pfl_peer", needs="pfl", what="pfl with the bare loop's model, one process"),
     "flower": System("fp32", "peers.flower_peer", needs="flwr", what="Flower's simulation with the bare loop's model"),
+    "appfl": System("fp32", "peers.appfl_peer", needs="appfl", what="APPFL with the bare loop's model, one process"),
     "hetlora": System("fp32", what="this program"),
     "hetlora-bf16": System("bf16", what="this program"),
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # .venv-bench, the environment of `make bench-peers`: torch, transformers, peft and what they need as pinned in
-# requirements.txt, then pfl and what PEERS asks for (PEERS="flower"); once. Without one of them the benchmark says so
-# and goes on.
+# requirements.txt, then pfl and what PEERS asks for (PEERS="flower appfl"); once. Without one of them the benchmark
+# says so and goes on.
 set -euo pipefail
 cd -- "${BASH_SOURCE[0]%/*}/.."
 
@@ -21,17 +21,25 @@ if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$wanted" ]; then
 fi
 
 framework() {  # the module that it is imported by, and what pip installs
-    local module=$1 package=$2
+    local module=$1
+    shift
     "$venv/bin/python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" ||
-        "$venv/bin/python" -m pip install --quiet -c "$venv/requirements.txt" "$package" ||
-        echo "bench-peers: $package could not be installed (pip's message is above): it is left out" >&2
+        "$venv/bin/python" -m pip install --quiet -c "$venv/requirements.txt" "$@" ||
+        echo "bench-peers: $* could not be installed (pip's message is above): it is left out" >&2
 }
 for name in pfl ${PEERS:-}; do
     case $name in
         pfl) framework pfl pfl==0.6.0 ;;
         flower) framework flwr "flwr[simulation]==1.41.0" ;;
+        appfl)
+            # Without its own dependencies: some 150 packages (Globus, ProxyStore, Ray, ...), a dill too old for pfl and
+            # a torchvision that fails beside a torch for the CPU. A serial run imports only these, and piq, which needs
+            # that torchvision: appfl_peer.py does without.
+            framework opacus opacus omegaconf colorama wandb seaborn scikit-learn
+            framework appfl --no-deps appfl==1.12.0
+            ;;
         *)
-            echo "bench-peers: PEERS names $name; it knows flower" >&2
+            echo "bench-peers: PEERS names $name; it knows flower and appfl" >&2
             exit 2
             ;;
     esac
