@@ -6,10 +6,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "hetlora/tensor/kernels.hpp"
@@ -29,11 +32,19 @@ struct Shape {
 constexpr Shape shapes[] = {
     {"T", 2048, 192, 64, 4, 4, 16}, {"S", 2048, 1408, 512, 8, 8, 64}, {"M", 1024, 1536, 576, 9, 3, 64}};
 
-std::vector<float> random_values(std::int64_t count) {
+template <typename S = float>
+std::vector<S> random_values(std::int64_t count) {
     static std::mt19937 generator(1);
     std::normal_distribution<float> normal(0.0F, 0.5F);
-    std::vector<float> values(static_cast<std::size_t>(count));
-    for (float& value : values) value = normal(generator);
+    std::vector<S> values(static_cast<std::size_t>(count));
+    for (S& value : values) {
+        const float drawn = normal(generator);
+        if constexpr (std::is_same_v<S, Bfloat16>) {
+            value.bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(drawn) >> 16U);
+        } else {
+            value = drawn;
+        }
+    }
     return values;
 }
 
@@ -54,12 +65,53 @@ struct Pair {
     double forward_s, backward_s;
 };
 
+/// A client's rows through RMSNorm.
+template <typename S>
+Pair time_norm(const Shape& shape) {
+    const auto x = random_values(shape.client_rows * shape.hidden);
+    const auto weight = random_values(shape.hidden);
+    auto rstd = random_values(shape.client_rows);
+    auto dx = x;
+    auto y = random_values<S>(shape.client_rows * shape.hidden);
+    const auto& kernel = kernels<S>();
+    return {seconds_of([&] {
+                kernel.rms_norm(x.data(), weight.data(), y.data(), rstd.data(), shape.client_rows, shape.hidden, 1e-5);
+            }),
+            seconds_of([&] {
+                kernel.rms_norm_backward(y.data(), x.data(), weight.data(), rstd.data(), dx.data(), shape.client_rows,
+                                         shape.hidden);
+            })};
+}
+
+/// A client's queries turned forwards and back.
+template <typename S>
+Pair time_rotary(const Shape& shape) {
+    auto x = random_values<S>(shape.client_rows * shape.qkv_width());
+    std::vector<float> cosine(static_cast<std::size_t>(shape.length * shape.head_size / 2));
+    std::vector<float> sine = cosine;
+    for (std::size_t i = 0; i < cosine.size(); ++i) {
+        cosine[i] = std::cos(static_cast<float>(i));
+        sine[i] = std::sin(static_cast<float>(i));
+    }
+    std::vector<std::int32_t> position(static_cast<std::size_t>(shape.client_rows));
+    for (std::size_t row = 0; row < position.size(); ++row)
+        position[row] = static_cast<std::int32_t>(row) % static_cast<std::int32_t>(shape.length);
+    const auto turn = [&](int direction) {
+        return seconds_of([&] {
+            kernels<S>().rotary(x.data(), shape.qkv_width(), cosine.data(), sine.data(), position.data(),
+                                shape.client_rows, shape.heads, shape.head_size, direction);
+        });
+    };
+    return {turn(+1), turn(-1)};
+}
+
 /// A pack's rows through the activation of the feed-forward.
+template <typename S>
 Pair time_swiglu(const Shape& shape) {
-    const auto gate_up = random_values(shape.rows * 2 * shape.intermediate);
+    const auto gate_up = random_values<S>(shape.rows * 2 * shape.intermediate);
     auto d_gate_up = gate_up;
-    auto out = random_values(shape.rows * shape.intermediate);
-    const auto& kernel = kernels<float>();
+    auto out = random_values<S>(shape.rows * shape.intermediate);
+    const auto& kernel = kernels<S>();
     return {seconds_of([&] { kernel.swiglu(gate_up.data(), out.data(), shape.rows, shape.intermediate); }),
             seconds_of([&] {
                 kernel.swiglu_backward(out.data(), gate_up.data(), d_gate_up.data(), shape.rows, shape.intermediate);
@@ -93,6 +145,7 @@ Pair time_lora(const Shape& shape, std::int64_t width) {
 }
 
 /// All sequences and heads of one client, causal.
+template <typename S>
 Pair time_attention(const Shape& shape) {
     const AttentionShape attention{.heads = shape.heads,
                                    .kv_heads = shape.kv_heads,
@@ -102,23 +155,23 @@ Pair time_attention(const Shape& shape) {
                                    .out_stride = shape.heads * shape.head_size,
                                    .scale = 0.25,
                                    .causal = true};
-    const auto qkv = random_values(shape.client_rows * shape.qkv_width());
+    const auto qkv = random_values<S>(shape.client_rows * shape.qkv_width());
     auto d_qkv = qkv;
-    auto out = random_values(shape.client_rows * attention.out_stride);
+    auto out = random_values<S>(shape.client_rows * attention.out_stride);
     const auto d_out = out;
     auto lse = random_values(shape.client_rows * shape.heads);
     std::vector<float> scratch(static_cast<std::size_t>(attention_scratch_size(shape.length, shape.head_size)));
-    const float* q = qkv.data();
-    const float* k = q + shape.heads * shape.head_size;
-    const float* v = k + shape.kv_heads * shape.head_size;
-    float* dq = d_qkv.data();
-    float* dk = dq + shape.heads * shape.head_size;
-    float* dv = dk + shape.kv_heads * shape.head_size;
+    const S* q = qkv.data();
+    const S* k = q + shape.heads * shape.head_size;
+    const S* v = k + shape.kv_heads * shape.head_size;
+    S* dq = d_qkv.data();
+    S* dk = dq + shape.heads * shape.head_size;
+    S* dv = dk + shape.kv_heads * shape.head_size;
     const auto every = [&](auto call) {
         for (std::int64_t row = 0; row < shape.client_rows; row += shape.length)
             for (std::int64_t head = 0; head < shape.kv_heads; ++head) call(AttentionSpan{row, shape.length}, head);
     };
-    const auto& kernel = kernels<float>();
+    const auto& kernel = kernels<S>();
     const double forward = seconds_of([&] {
         every([&](AttentionSpan span, std::int64_t head) {
             kernel.attention(q, k, v, out.data(), lse.data(), attention, span, head, scratch.data());
@@ -144,14 +197,20 @@ void print_level(VectorLevel level) {
                    rate(2.0 * forward_flops, time.backward_s));
     };
     for (const Shape& shape : shapes) {
-        row(shape, fmt::format("SwiGLU, {} rows", shape.rows), time_swiglu(shape), 0.0);
+        row(shape, "RMSNorm", time_norm<float>(shape), 0.0);
+        row(shape, "RMSNorm, bf16", time_norm<Bfloat16>(shape), 0.0);
+        row(shape, "rotary of q", time_rotary<float>(shape), 0.0);
+        row(shape, "rotary of q, bf16", time_rotary<Bfloat16>(shape), 0.0);
+        row(shape, fmt::format("SwiGLU, {} rows", shape.rows), time_swiglu<float>(shape), 0.0);
+        row(shape, fmt::format("SwiGLU, {} rows, bf16", shape.rows), time_swiglu<Bfloat16>(shape), 0.0);
         for (const std::int64_t width : {4, 8, 16, 32}) {
             row(shape, fmt::format("LoRA of q, {} slots", width), time_lora(shape, width),
                 2.0 * static_cast<double>(shape.client_rows * width * (shape.hidden + shape.heads * shape.head_size)));
         }
         const double pairs = 0.5 * static_cast<double>(shape.client_rows * (shape.length + 1));
-        row(shape, "attention", time_attention(shape),
-            4.0 * pairs * static_cast<double>(shape.heads * shape.head_size));
+        const double flops = 4.0 * pairs * static_cast<double>(shape.heads * shape.head_size);
+        row(shape, "attention", time_attention<float>(shape), flops);
+        row(shape, "attention, bf16", time_attention<Bfloat16>(shape), flops);
     }
 }
 

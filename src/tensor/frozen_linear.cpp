@@ -112,11 +112,6 @@ at::Tensor FrozenLinear::backward(const at::Tensor& dy_NO, Arena& arena) const {
 
 at::Tensor FrozenLinear::forward_add(const at::Tensor& x_NI, const at::Tensor& residual_NO, Arena& arena) const {
     at::Tensor out = arena.take(residual_NO.sizes(), residual_NO.scalar_type());
-    if (path_ == GemmPath::mkl && x_NI.scalar_type() == residual_NO.scalar_type() &&
-        x_NI.size(0) % gemm_row_block == 0) {
-        at::addmm_out(out, residual_NO, x_NI, dense_OI_.t());
-        return out;
-    }
     const std::int64_t mark = arena.mark();
     ops::add(residual_NO, multiply(x_NI, false, arena), out);
     arena.release(mark);
