@@ -15,6 +15,9 @@ HETLORA_DECLARE_LEVEL(baseline)
 #ifdef HETLORA_X86
 HETLORA_DECLARE_LEVEL(avx2)
 HETLORA_DECLARE_LEVEL(avx512)
+namespace level_avx512_bf16 {
+extern const Kernels<Bfloat16> bf16_kernels;
+}
 #endif
 #undef HETLORA_DECLARE_LEVEL
 
@@ -94,6 +97,10 @@ const Kernels<double>& kernels<double>() {
 }
 template <>
 const Kernels<Bfloat16>& kernels<Bfloat16>() {
+#ifdef HETLORA_X86
+    static const bool processor_rounds = __builtin_cpu_supports("avx512bf16");
+    if (current == VectorLevel::avx512 && processor_rounds) return level_avx512_bf16::bf16_kernels;
+#endif
     return HETLORA_CHOOSE(bf16_kernels);
 }
 

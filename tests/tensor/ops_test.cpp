@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <bit>
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
@@ -245,6 +246,30 @@ TEST_P(Ops, cross_entropy_keeps_the_small_terms_of_a_large_vocabulary) {
     at::Tensor loss = at::empty({1}, at::kDouble);
     ops::cross_entropy(logits, at::zeros({1}, at::kLong), {}, loss, {}, false);
     EXPECT_NEAR(loss.item<double>(), std::log1p(49999.0 * std::exp(-16.0)), 2e-6);
+}
+
+/// A row of 68 is whole vectors and a rest, so both ways of storing a bfloat16 are used.
+TEST_P(Ops, bfloat16_is_rounded_to_nearest_even) {
+    if (GetParam().dtype != at::kFloat) GTEST_SKIP() << "computed in float32";
+    at::Tensor x = random({64, 68}).mul_(at::pow(10.0, at::randint(-20, 18, {64, 68}))).contiguous();
+    for (int i = 0; i < 4; ++i) {  // halfway between two bfloat16, the lower one even, odd, negative, and the largest
+        const std::uint32_t bits[] = {0x3F808000U, 0x3F818000U, 0xBF818000U, 0x7F7F8000U};
+        x[0][i] = std::bit_cast<float>(bits[i]);
+    }
+    x[1][0] = std::numeric_limits<float>::infinity();
+    x[1][1] = -std::numeric_limits<float>::infinity();
+    x[1][2] = std::numeric_limits<float>::quiet_NaN();
+    x[1][3] = std::bit_cast<float>(0x7F800001U);  // a NaN whose upper half alone is infinity
+    const std::vector<float> ones(68, 1.0F);
+    for (std::int64_t row = 0; row < 64; ++row) {
+        const at::Tensor narrow = at::empty({68}, at::kBFloat16);
+        // The norm of ones is the weights themselves.
+        kernels<Bfloat16>().rms_norm(ones.data(), x.const_data_ptr<float>() + 68 * row,
+                                     static_cast<Bfloat16*>(narrow.data_ptr()), nullptr, 1, 68, 0.0);
+        const at::Tensor expected = x[row].to(at::kBFloat16);
+        EXPECT_TRUE(at::allclose(narrow, expected, 0.0, 0.0, /*equal_nan=*/true)) << row;
+        EXPECT_TRUE(at::equal(at::isnan(narrow), at::isnan(x[row]))) << row;
+    }
 }
 
 TEST_P(Ops, a_nan_stays_in_its_row) {
