@@ -28,10 +28,13 @@ namespace {
 /// Rows of a pass through the model that fill a CPU's GEMMs; larger packs bring nothing there.
 constexpr std::int64_t cpu_pack_tokens = 1024;
 constexpr std::int64_t least_pack_tokens = 256;
+/// What a core's second-level cache and a little more holds: where a layer of the smallest pack stays in it, larger
+/// packs only drive it out.
+constexpr std::int64_t near_cache_bytes = std::int64_t{3} << 19;
 /// The same for a GPU (chosen by its arithmetic, not measured: docs/gpu.md).
 constexpr std::int64_t gpu_pack_tokens = 16384;
 /// Activations of a pack that are worth their memory; wide models fill the GEMMs with fewer rows anyway.
-constexpr std::int64_t pack_activation_bytes = std::int64_t{1} << 30;
+constexpr std::int64_t pack_activation_bytes = std::int64_t{1} << 29;
 
 /// The first number in a file, or -1.
 std::int64_t number_in(const std::string& path) {
@@ -190,6 +193,7 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
         } else {
             path = compute.gemm == GemmChoice::onednn    ? GemmPath::onednn
                    : compute.gemm == GemmChoice::widened ? GemmPath::widened
+                   : compute.gemm == GemmChoice::tiles   ? GemmPath::tiles
                                                          : GemmPath::mkl;
         }
         if (path == GemmPath::widened || (!on_gpu && dtype == at::kBFloat16 && !has_bf16_hardware())) {
@@ -219,12 +223,14 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
                    : transport.node_mpi_size();
         if (transport.is_root()) {
             const std::int64_t budget = on_gpu ? free_bytes / 4 : std::min(pack_activation_bytes, free_bytes / 4);
+            const bool narrow =
+                path == GemmPath::tiles && least_pack_tokens * memory.layer_bytes_per_row <= near_cache_bytes;
+            const std::int64_t most = on_gpu ? gpu_pack_tokens : narrow ? least_pack_tokens : cpu_pack_tokens;
             const std::int64_t rows = budget / memory.bytes_per_row / least_pack_tokens * least_pack_tokens;
-            chosen[1] =
-                compute.pack_tokens > 0
-                    ? compute.pack_tokens
-                    : std::clamp(rows, std::max(least_pack_tokens, settings.data.sequence_length),
-                                 std::max(on_gpu ? gpu_pack_tokens : cpu_pack_tokens, settings.data.sequence_length));
+            chosen[1] = compute.pack_tokens > 0
+                            ? compute.pack_tokens
+                            : std::clamp(rows, std::max(least_pack_tokens, settings.data.sequence_length),
+                                         std::max(most, settings.data.sequence_length));
         }
         const std::int64_t available = compute.memory_gib > 0
                                            ? static_cast<std::int64_t>(compute.memory_gib * 1073741824.0)
@@ -254,6 +260,7 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
     compute.pack_tokens = chosen[1];
     compute.gemm = path == GemmPath::onednn    ? GemmChoice::onednn
                    : path == GemmPath::widened ? GemmChoice::widened
+                   : path == GemmPath::tiles   ? GemmChoice::tiles
                                                : GemmChoice::mkl;
     choice.frozen_bytes = memory.frozen_bytes;
     choice.step_bytes = memory.step_bytes(compute.pack_tokens);

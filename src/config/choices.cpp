@@ -66,7 +66,7 @@ HETLORA_WORDS(DeviceChoice, {"auto", DeviceChoice::automatic}, {"cpu", DeviceCho
 HETLORA_WORDS(VectorChoice, {"auto", VectorChoice::automatic}, {"baseline", VectorChoice::baseline},
               {"avx2", VectorChoice::avx2}, {"avx512", VectorChoice::avx512})
 HETLORA_WORDS(GemmChoice, {"auto", GemmChoice::automatic}, {"mkl", GemmChoice::mkl}, {"onednn", GemmChoice::onednn},
-              {"widened", GemmChoice::widened})
+              {"widened", GemmChoice::widened}, {"tiles", GemmChoice::tiles})
 HETLORA_WORDS(Recompute, {"none", Recompute::none}, {"layer", Recompute::layer})
 HETLORA_WORDS(ReductionKind, {"exact", ReductionKind::exact}, {"fast", ReductionKind::fast})
 

@@ -52,6 +52,8 @@ void check_compute(const Settings& settings, Rules& rules) {
                       "take compute.gemm = auto");
     rules.forbid_pair(compute.gemm == GemmChoice::onednn && settings.model.precision == Precision::fp64, "compute.gemm",
                       "has no float64, but here is", "model.precision", "take compute.gemm = auto");
+    rules.forbid_pair(compute.gemm == GemmChoice::tiles && settings.model.precision == Precision::bf16, "compute.gemm",
+                      "has no bfloat16, but here is", "model.precision", "take compute.gemm = auto");
     rules.forbid_pair(compute.pack_tokens > 0 && compute.pack_tokens < settings.data.sequence_length,
                       "compute.pack_tokens", "is smaller than one sequence of", "data.sequence_length",
                       "raise it, or take compute.pack_tokens = auto");

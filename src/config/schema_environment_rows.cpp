@@ -54,10 +54,11 @@ void add_compute(std::vector<ConfigKey>& rows) {
         &S::pack_tokens, at_least(0));
     section.choice({"vector", Identity::none, "vector instructions of the CPU kernels; auto = the best this CPU has"},
                    &S::vector);
-    section.choice({"gemm", Identity::none,
-                    "matrix products of the frozen weights; auto = the fastest, measured at start; widened = bf16 on a "
-                    "CPU without bf16"},
-                   &S::gemm);
+    section.choice(
+        {"gemm", Identity::none,
+         "matrix products of the frozen weights; auto = the fastest, measured at start; tiles = the program's "
+         "own kernel, fp32 and fp64; widened = bf16 on a CPU without bf16"},
+        &S::gemm);
     section.choice({"recompute", Identity::none,
                     "layer: keep only each layer's input and run it again in the backward; less memory, more time"},
                    &S::recompute);

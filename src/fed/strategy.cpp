@@ -102,7 +102,7 @@ void check_base_training(const Strategy& s, const Settings& settings) {
     refuse(settings.log.spectra > 0, "log.spectra", "its columns are about adapters, take log.spectra = 0");
     refuse(settings.compute.device == DeviceChoice::cuda, "compute.device = cuda",
            "it is for the CPU only, take compute.device = cpu");
-    refuse(settings.compute.gemm == GemmChoice::onednn || settings.compute.gemm == GemmChoice::widened,
+    refuse(settings.compute.gemm != GemmChoice::automatic && settings.compute.gemm != GemmChoice::mkl,
            fmt::format("compute.gemm = {}", name_of(settings.compute.gemm)),
            "packed matrices cannot follow the weights, leave it at auto");
     refuse(settings.compute.recompute == Recompute::layer, "compute.recompute = layer",

@@ -28,8 +28,9 @@ VectorLevel current = best_vector_level();
 }  // namespace
 
 std::int64_t attention_scratch_size(std::int64_t length, std::int64_t head_size) {
-    constexpr std::int64_t query_block = 32;  // as in kernels_attention.inc
-    return (4 * length + 5 * query_block) * head_size + (2 * length + 1) * query_block;
+    constexpr std::int64_t query_block = 32;                                           // as in kernels_attention.inc
+    const std::int64_t keys = (length + query_block - 1) / query_block * query_block;  // as the matrix unit reads them
+    return (4 * keys + 5 * query_block) * head_size + (4 * keys + 2) * query_block;
 }
 
 std::int64_t lora_scratch_size(const LoraShape& shape) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/tensor/matrix_unit.hpp"
 #include "ops_dispatch.hpp"
 
 namespace hetlora::ops {
@@ -171,6 +172,7 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
                                        spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads,
                                        scratch.data());
             }
+            if constexpr (std::is_same_v<S, Bfloat16>) release_matrix_unit();
         });
     });
 }
@@ -199,6 +201,7 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
                     data_of<S>(gradient.q), data_of<S>(gradient.k), data_of<S>(gradient.v), shape,
                     spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads, scratch.data());
             }
+            if constexpr (std::is_same_v<S, Bfloat16>) release_matrix_unit();
         });
     });
 }

@@ -15,10 +15,9 @@ struct Path {
 };
 
 const std::vector<Path>& paths() {
-    static const std::vector<Path> all{{GemmPath::mkl, at::kFloat, 2e-6},
-                                       {GemmPath::mkl, at::kDouble, 1e-14},
-                                       {GemmPath::onednn, at::kFloat, 2e-6},
-                                       {GemmPath::mkl, at::kBFloat16, 1e-2},
+    static const std::vector<Path> all{{GemmPath::mkl, at::kFloat, 2e-6},       {GemmPath::mkl, at::kDouble, 1e-14},
+                                       {GemmPath::onednn, at::kFloat, 2e-6},    {GemmPath::tiles, at::kFloat, 2e-6},
+                                       {GemmPath::tiles, at::kDouble, 1e-14},   {GemmPath::mkl, at::kBFloat16, 1e-2},
                                        {GemmPath::widened, at::kBFloat16, 1e-2}};
     return all;
 }
@@ -77,11 +76,14 @@ TEST(FrozenLinear, the_measured_choice_is_one_that_runs) {
     }
 }
 
-TEST(FrozenLinear, packing_must_win_by_fifteen_per_cent) {
-    const std::vector<GemmMeasurement> close{{GemmPath::mkl, 1.0, 1.0}, {GemmPath::onednn, 0.9, 1.0}};
-    const std::vector<GemmMeasurement> clear{{GemmPath::mkl, 1.0, 1.0}, {GemmPath::onednn, 0.6, 1.0}};
+TEST(FrozenLinear, packing_must_win_by_eight_per_cent) {
+    const std::vector<GemmMeasurement> close{{GemmPath::mkl, 1.0, 1.0}, {GemmPath::tiles, 0.95, 1.0}};
+    const std::vector<GemmMeasurement> clear{{GemmPath::mkl, 1.0, 1.0}, {GemmPath::tiles, 0.9, 1.0}};
+    const std::vector<GemmMeasurement> both{
+        {GemmPath::mkl, 1.0, 1.0}, {GemmPath::tiles, 0.9, 1.0}, {GemmPath::onednn, 0.85, 1.0}};
     EXPECT_EQ(fastest_gemm(close), GemmPath::mkl);
-    EXPECT_EQ(fastest_gemm(clear), GemmPath::onednn);
+    EXPECT_EQ(fastest_gemm(clear), GemmPath::tiles);
+    EXPECT_EQ(fastest_gemm(both), GemmPath::tiles);
 }
 
 }  // namespace

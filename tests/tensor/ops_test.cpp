@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "hetlora/base/error.hpp"
+#include "hetlora/tensor/matrix_unit.hpp"
 
 namespace hetlora {
 namespace {
@@ -221,6 +222,38 @@ TEST_P(Ops, attention_of_a_sequence_does_not_depend_on_its_neighbours) {
     EXPECT_TRUE(at::equal(together.narrow(0, 25, 35), alone));
 }
 
+/// Several stretches of inputs, a part of a panel, rows beyond the tiles, a part of a wider tensor.
+TEST_P(Ops, panel_product_equals_float64_on_any_number_of_threads) {
+    const auto in_full = [](const at::Tensor& x) { return x.to(at::kDouble); };
+    const int threads_before = at::get_num_threads();
+    for (const std::int64_t inputs : {7, 96, 1700}) {
+        for (const std::int64_t outputs : {5, 32, 70, 700}) {
+            const at::Tensor w = random({outputs, inputs});
+            const at::Tensor x = random({300, inputs + 3}).narrow(1, 1, inputs).narrow(0, 0, 277);
+            const at::Tensor addend = random({277, outputs});
+            const at::Tensor expected = at::mm(in_full(x), in_full(w).t());
+            const at::Tensor panels = ops::pack_panels(w);
+            at::Tensor y = at::empty({277, outputs}, w.options());
+            at::Tensor on_two_threads = at::empty_like(y);
+            at::Tensor sum = addend.clone();
+            at::set_num_threads(1);
+            ops::panel_product(x, panels, {}, y);
+            ops::panel_product(x, panels, sum, sum);
+            at::set_num_threads(2);
+            ops::panel_product(x, panels, {}, on_two_threads);
+            at::set_num_threads(threads_before);
+
+            const double error = 4 * tolerance() * std::sqrt(static_cast<double>(inputs));
+            EXPECT_LT((in_full(y) - expected).abs().max().item<double>(), error);
+            EXPECT_LT((in_full(sum) - expected - in_full(addend)).abs().max().item<double>(), error);
+            EXPECT_TRUE(at::equal(on_two_threads, y));
+            at::Tensor some = at::empty({5, outputs}, w.options());
+            ops::panel_product(x.narrow(0, 111, 5), panels, {}, some);
+            EXPECT_TRUE(at::equal(some, y.narrow(0, 111, 5)));
+        }
+    }
+}
+
 TEST_P(Ops, cross_entropy_and_its_gradient) {
     const at::Tensor logits = random({21, 131}) * 5;
     const at::Tensor target = at::randint(131, {21}, at::TensorOptions().dtype(at::kLong));
@@ -309,6 +342,38 @@ TEST(ParallelFor, uses_the_second_thread) {
     at::parallel_for(0, 2, 1, [&](std::int64_t, std::int64_t) { helpers += at::get_thread_num() == 1 ? 1 : 0; });
     at::set_num_threads(1);
     EXPECT_EQ(helpers, 1) << "at::parallel_for is serial: is OpenMP missing in the compile flags?";
+}
+
+/// bfloat16 rounds the probabilities, too, where the processor has products of bfloat16: a few parts in a thousand.
+TEST(AttentionBf16, is_that_of_its_values_in_float32) {
+    std::printf("products of bfloat16 by the processor: %s\n", has_matrix_unit() ? "yes" : "no");
+    at::manual_seed(11);
+    const std::int64_t heads = 6, kv_heads = 2;
+    for (const std::int64_t head_size : {6, 16, 40, 64}) {
+        for (const bool causal : {true, false}) {
+            const std::vector<AttentionSpan> spans{{0, 1}, {1, 33}, {34, 70}, {104, 32}};
+            const std::int64_t rows = 136, Q = heads * head_size, KV = kv_heads * head_size;
+            const auto part = [&](const at::Tensor& x, int p) {
+                return p == 0 ? x.narrow(1, 0, Q) : x.narrow(1, Q + (p - 1) * KV, KV);
+            };
+            const at::Tensor qkv = at::randn({rows, Q + 2 * KV}).to(at::kBFloat16);
+            const at::Tensor d_out = at::randn({rows, Q}).to(at::kBFloat16);
+            const auto run = [&](at::ScalarType dtype) {
+                const at::Tensor x = qkv.to(dtype), dy = d_out.to(dtype);
+                at::Tensor out = at::empty_like(dy), d = at::empty_like(x), lse = at::empty({rows, heads});
+                ops::attention(part(x, 0), part(x, 1), part(x, 2), heads, kv_heads, spans, out, lse, {}, causal);
+                ops::attention_backward(part(x, 0), part(x, 1), part(x, 2), heads, kv_heads, spans, out, lse, dy,
+                                        {part(d, 0), part(d, 1), part(d, 2)}, {}, causal);
+                return std::vector{out.to(at::kFloat), d.to(at::kFloat), lse};
+            };
+            const auto half = run(at::kBFloat16);
+            const auto single = run(at::kFloat);
+            for (std::size_t i = 0; i < half.size(); ++i) {
+                EXPECT_LT(((half[i] - single[i]).norm() / single[i].norm()).item<double>(), i == 2 ? 1e-5 : 6e-3)
+                    << "head size " << head_size << ", result " << i;
+            }
+        }
+    }
 }
 
 TEST(Adamw, one_step_by_hand) {

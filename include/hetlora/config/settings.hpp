@@ -47,7 +47,7 @@ enum class EvaluationClients { none, final };
 enum class ChoiceScore { sum, mean };
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class VectorChoice { automatic, baseline, avx2, avx512 };
-enum class GemmChoice { automatic, mkl, onednn, widened };
+enum class GemmChoice { automatic, mkl, onednn, widened, tiles };
 enum class Recompute { none, layer };
 enum class ReductionKind { exact, fast };
 

@@ -23,6 +23,7 @@ enum class GemmPath : int {
     mkl,      ///< at::mm on the weight as it is (MKL on x86; cuBLAS on a GPU)
     onednn,   ///< oneDNN with the weight packed twice, once for each direction; CPU only, float32 and bfloat16
     widened,  ///< bfloat16 on a CPU without bfloat16 instructions: its values, held and multiplied as float32
+    tiles,  ///< the program's own kernel on the weight in panels, one copy for each direction; CPU, float32 and float64
 };
 
 [[nodiscard]] std::string_view name_of(GemmPath path);
@@ -55,8 +56,8 @@ private:
     std::int64_t inputs_ = 0;
     std::int64_t outputs_ = 0;
     at::Tensor dense_OI_;         // mkl, widened
-    at::Tensor packed_forward_;   // onednn
-    at::Tensor packed_backward_;  // onednn
+    at::Tensor packed_forward_;   // onednn, tiles
+    at::Tensor packed_backward_;  // onednn, tiles
 };
 
 /// Inputs and outputs of a frozen matrix.
@@ -76,7 +77,7 @@ struct GemmMeasurement {
                                                         at::Device device);
 
 /// The fastest; packed copies cost memory, and a choice that flips between starts changes last bits: they must win by
-/// 15 %.
+/// 8 %.
 [[nodiscard]] GemmPath fastest_gemm(std::span<const GemmMeasurement> measured);
 
 /// Whether the processor multiplies bfloat16 in hardware.

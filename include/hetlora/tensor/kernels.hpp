@@ -56,8 +56,20 @@ struct ComputeType<Bfloat16> {
     using type = float;
 };
 
-/// The kernels for activations stored as S; the residual stream, norm weights, rotary tables, log-sum-exps, row scales
-/// and everything of the optimiser are T: S itself for float and double, float for bfloat16.
+/// Outputs of a packed frozen matrix that lie together: 128 bytes, whatever the vector level.
+template <typename T>
+inline constexpr std::int64_t panel_columns = 128 / static_cast<std::int64_t>(sizeof(T));
+
+/// Rows times a packed matrix. Strides are elements between consecutive rows.
+struct PanelShape {
+    std::int64_t rows = 0;
+    std::int64_t inputs = 0;
+    std::int64_t outputs = 0;
+    std::int64_t x_stride = 0;
+    std::int64_t y_stride = 0;
+    std::int64_t addend_stride = 0;
+};
+
 /// One client's LoRA terms of one matrix. Strides are elements between consecutive rows; the factors are contiguous.
 struct LoraShape {
     std::int64_t rows = 0;
@@ -70,6 +82,8 @@ struct LoraShape {
     double scale = 1.0;
 };
 
+/// The kernels for activations stored as S; the residual stream, norm weights, rotary tables, log-sum-exps, row scales
+/// and everything of the optimiser are T: S itself for float and double, float for bfloat16.
 template <typename S>
 struct Kernels {
     using T = typename ComputeType<S>::type;
@@ -126,6 +140,9 @@ struct Kernels {
     /// dx = d_out * activation'(x); dx may be d_out.
     void (*activate_backward)(const S* d_out, const S* x, S* dx, std::int64_t rows, std::int64_t width,
                               Activation activation);
+    /// y = x W^T + addend (which may be null) for W [outputs, inputs] packed as panels
+    /// [ceil(outputs / panel_columns), inputs, panel_columns], zeros beyond the last output.
+    void (*panel_product)(const T* x, const T* panels, const T* addend, T* y, const PanelShape& shape);
 };
 
 /// Elements (of T) of scratch that one call of attention or attention_backward needs for a sequence of this length.

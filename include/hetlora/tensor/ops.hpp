@@ -37,6 +37,12 @@ void layer_norm_backward(const at::Tensor& dy_ND, const at::Tensor& x_ND, const 
 /// out = x + y: the residual stream x (and out, which may be x) plus a branch's output y. All contiguous.
 void add(const at::Tensor& x, const at::Tensor& y, at::Tensor out);
 
+/// A matrix [O, I] in panels for panel_product: [ceil(O / panel_columns), I, panel_columns]. @pre CPU, not bfloat16
+[[nodiscard]] at::Tensor pack_panels(const at::Tensor& w_OI);
+/// y = x W^T + addend (where it is defined; it may be y). @pre panels of W, rows of x, addend and y contiguous in
+/// themselves; an element's bits depend on its own row alone
+void panel_product(const at::Tensor& x_NI, const at::Tensor& panels, const at::Tensor& addend_NO, at::Tensor y_NO);
+
 /// Cosines and sines [positions, E/2] of the rotary embedding: angle = position / theta^(2i/E). Angles are formed in
 /// float32 for float32 tables (as transformers does) and in float64 for float64 ones.
 struct RotaryTable {
