@@ -28,13 +28,14 @@ namespace {
 /// Rows of a pass through the model that fill a CPU's GEMMs; larger packs bring nothing there.
 constexpr std::int64_t cpu_pack_tokens = 1024;
 constexpr std::int64_t least_pack_tokens = 256;
-/// What a core's second-level cache and a little more holds: where a layer of the smallest pack stays in it, larger
-/// packs only drive it out.
-constexpr std::int64_t near_cache_bytes = std::int64_t{3} << 19;
 /// The same for a GPU (chosen by its arithmetic, not measured: docs/gpu.md).
 constexpr std::int64_t gpu_pack_tokens = 16384;
-/// Activations of a pack that are worth their memory; wide models fill the GEMMs with fewer rows anyway.
+/// Activations of a pack in float32 that are worth their memory; wide models fill the GEMMs with fewer rows anyway.
+/// Half of it in bfloat16: the same rows.
 constexpr std::int64_t pack_activation_bytes = std::int64_t{1} << 29;
+/// What a core's second-level cache and a little more holds: where a layer of the smallest pack stays in it, and a
+/// product costs no more than its work (GemmPath::tiles), larger packs only drive it out.
+constexpr std::int64_t near_cache_bytes = std::int64_t{3} << 19;
 
 /// The first number in a file, or -1.
 std::int64_t number_in(const std::string& path) {
@@ -222,7 +223,9 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
             on_gpu ? cuda::mpi_ranks_sharing(transport.node_mpi_rank(), transport.node_mpi_size(), cuda::device_count())
                    : transport.node_mpi_size();
         if (transport.is_root()) {
-            const std::int64_t budget = on_gpu ? free_bytes / 4 : std::min(pack_activation_bytes, free_bytes / 4);
+            const std::int64_t worth_bytes =
+                pack_activation_bytes / 4 * static_cast<std::int64_t>(c10::elementSize(dtype));
+            const std::int64_t budget = on_gpu ? free_bytes / 4 : std::min(worth_bytes, free_bytes / 4);
             const bool narrow =
                 path == GemmPath::tiles && least_pack_tokens * memory.layer_bytes_per_row <= near_cache_bytes;
             const std::int64_t most = on_gpu ? gpu_pack_tokens : narrow ? least_pack_tokens : cpu_pack_tokens;
