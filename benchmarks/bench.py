@@ -116,7 +116,7 @@ def run_groups(bench: Bench, only: set[str]) -> None:
             bench.measure("step", name, "bf16", "model.precision=bf16")
     if wanted("gemm"):
         for name in ("T", "S", "M"):
-            for gemm in ("mkl", "onednn"):
+            for gemm in ("mkl", "onednn", "tiles"):
                 bench.measure("gemm", name, f"gemm {gemm}", f"compute.gemm={gemm}")
     if wanted("threads") and cores > 1:
         for name in ("T", "S", "M"):

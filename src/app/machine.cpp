@@ -20,6 +20,7 @@
 #include "hetlora/cuda/device.hpp"
 #include "hetlora/model/memory.hpp"
 #include "hetlora/tensor/kernels.hpp"
+#include "hetlora/tensor/matrix_unit.hpp"
 #include "hetlora/tensor/torch.hpp"
 
 namespace hetlora {
@@ -30,11 +31,11 @@ constexpr std::int64_t cpu_pack_tokens = 1024;
 constexpr std::int64_t least_pack_tokens = 256;
 /// The same for a GPU (chosen by its arithmetic, not measured: docs/gpu.md).
 constexpr std::int64_t gpu_pack_tokens = 16384;
-/// Activations of a pack in float32 that are worth their memory; wide models fill the GEMMs with fewer rows anyway.
-/// Half of it in bfloat16: the same rows.
+/// Activations of a pack, if they were float32, that are worth their memory; wide models fill the GEMMs with fewer rows
+/// anyway.
 constexpr std::int64_t pack_activation_bytes = std::int64_t{1} << 29;
 /// What a core's second-level cache and a little more holds: where a layer of the smallest pack stays in it, and a
-/// product costs no more than its work (GemmPath::tiles), larger packs only drive it out.
+/// product costs no more than its work (GemmPath::tiles), more rows a thread only drive it out.
 constexpr std::int64_t near_cache_bytes = std::int64_t{3} << 19;
 
 /// The first number in a file, or -1.
@@ -64,11 +65,30 @@ VectorChoice choice_of(VectorLevel level) {
                                         : VectorChoice::baseline;
 }
 
+struct PackLimits {
+    std::int64_t most = 0;   ///< rows
+    std::int64_t bytes = 0;  ///< of activations and temporaries
+};
+
+/// @param single what a row takes in float32: packs have the same rows in every precision
+PackLimits cpu_pack_limits(const EngineMemory& single, GemmPath path, int threads, std::int64_t free_bytes) {
+    const std::int64_t worth_rows =
+        pack_activation_bytes / single.bytes_per_row / least_pack_tokens * least_pack_tokens;
+    const bool layer_stays_near =
+        path == GemmPath::tiles && least_pack_tokens * single.temporary_bytes_per_row <= near_cache_bytes;
+    const std::int64_t near_rows = least_pack_tokens * std::max(threads, 1);
+    const std::int64_t most = std::min(layer_stays_near ? near_rows : cpu_pack_tokens, cpu_pack_tokens);
+    return {.most = std::min(most, std::max(worth_rows, least_pack_tokens)), .bytes = free_bytes};
+}
+
 /// Says what bfloat16 costs on this processor, measured on one of the model's matrices.
 std::string bf16_warning(const ModelConfig& config) {
     const std::array<GemmShape, 1> shape{GemmShape{config.hidden_size, config.intermediate_size}};
-    const double single = measure_gemm(shape, at::kFloat, at::kCPU).front().seconds;
-    const double half = measure_gemm(shape, at::kBFloat16, at::kCPU).front().seconds;
+    const auto fastest_s = [&](at::ScalarType dtype) {
+        return std::ranges::min(measure_gemm(shape, dtype, at::kCPU), {}, &GemmMeasurement::seconds).seconds;
+    };
+    const double single = fastest_s(at::kFloat);
+    const double half = fastest_s(at::kBFloat16);
     return fmt::format(
         "model.precision = bf16: this processor has no bfloat16 instructions, so its values are multiplied as float32: "
         "the results are those of bfloat16, but the frozen matrices take {:.2f} times as long as in fp32 and no less "
@@ -170,7 +190,7 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
     const at::Device device = engine_device(transport, compute);
     const bool on_gpu = device.is_cuda();
     EngineChoice choice;
-    std::array<std::int64_t, 2> chosen{};
+    std::array<std::int64_t, 3> chosen{};
     agree(transport, "measuring the matrix products", [&] {
         if (on_gpu && settings.lora.dropout > 0.0) {
             throw usage_error(
@@ -202,38 +222,44 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
         }
         chosen[0] = static_cast<std::int64_t>(path);
     });
+    const std::byte mine{has_matrix_unit() ? std::uint8_t{1} : std::uint8_t{0}};
+    const auto everybodys = transport.gather(std::span(&mine, 1));
+    if (transport.is_root()) {
+        chosen[2] = std::ranges::all_of(everybodys, [](const auto& bytes) { return bytes.at(0) == std::byte{1}; });
+    }
     transport.broadcast_values(chosen);
+    allow_matrix_unit(chosen[2] != 0);
     const auto path = static_cast<GemmPath>(chosen[0]);
     choice.options = {.gemm = path, .recompute = compute.recompute == Recompute::layer};
+    const EngineGeometry geometry{.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
+                                  .residual_bytes = dtype == at::kDouble ? 8 : 4,
+                                  .frozen_copies = path == GemmPath::mkl ? 1.0 : 2.0,  // widened: float32 is two bf16
+                                  .recompute = choice.options.recompute,
+                                  .lora_width = lora_width(settings.lora.rank_max)};
     const EngineMemory memory =
         trains_base
             ? full_training_memory(config, {.value_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
                                             .moments = settings.local.optimizer == OptimizerKind::adamw ? 2 : 0,
                                             .sum_bytes = settings.comm.reduction == ReductionKind::exact ? 16 : 8,
                                             .sequence_length = settings.data.sequence_length})
-            : engine_memory(config, layout,
-                            {.activation_bytes = static_cast<std::int64_t>(c10::elementSize(dtype)),
-                             .residual_bytes = dtype == at::kDouble ? 8 : 4,
-                             .frozen_copies = path == GemmPath::mkl ? 1.0 : 2.0,  // widened: float32 is two bfloat16
-                             .recompute = choice.options.recompute,
-                             .lora_width = lora_width(settings.lora.rank_max)});
+            : engine_memory(config, layout, geometry);
     agree(transport, "counting memory", [&] {
         const std::int64_t free_bytes = on_gpu ? cuda::free_memory_bytes(device) : free_memory_bytes();
         const std::int64_t sharing =
             on_gpu ? cuda::mpi_ranks_sharing(transport.node_mpi_rank(), transport.node_mpi_size(), cuda::device_count())
                    : transport.node_mpi_size();
         if (transport.is_root()) {
-            const std::int64_t worth_bytes =
-                pack_activation_bytes / 4 * static_cast<std::int64_t>(c10::elementSize(dtype));
-            const std::int64_t budget = on_gpu ? free_bytes / 4 : std::min(worth_bytes, free_bytes / 4);
-            const bool narrow =
-                path == GemmPath::tiles && least_pack_tokens * memory.layer_bytes_per_row <= near_cache_bytes;
-            const std::int64_t most = on_gpu ? gpu_pack_tokens : narrow ? least_pack_tokens : cpu_pack_tokens;
-            const std::int64_t rows = budget / memory.bytes_per_row / least_pack_tokens * least_pack_tokens;
+            EngineGeometry single = geometry;
+            single.activation_bytes = single.residual_bytes = 4;
+            const PackLimits limits =
+                on_gpu ? PackLimits{.most = gpu_pack_tokens, .bytes = free_bytes / 4}
+                       : cpu_pack_limits(trains_base ? memory : engine_memory(config, layout, single), path,
+                                         compute.threads, free_bytes / 4);
+            const std::int64_t rows = limits.bytes / memory.bytes_per_row / least_pack_tokens * least_pack_tokens;
+            const std::int64_t longest = settings.data.sequence_length;
             chosen[1] = compute.pack_tokens > 0
                             ? compute.pack_tokens
-                            : std::clamp(rows, std::max(least_pack_tokens, settings.data.sequence_length),
-                                         std::max(most, settings.data.sequence_length));
+                            : std::clamp(rows, std::max(least_pack_tokens, longest), std::max(limits.most, longest));
         }
         const std::int64_t available = compute.memory_gib > 0
                                            ? static_cast<std::int64_t>(compute.memory_gib * 1073741824.0)
@@ -301,7 +327,8 @@ Provenance machine_provenance(const Transport& transport, at::Device device) {
                         {"mpi_library", MpiSession::library_version()},
                         {"hdf5_version", build_info::hdf5_version},
                         {"hosts", fmt::format("{}", join(transport.hosts(), " "))},
-                        {"devices", describe_device(device)}};
+                        {"devices", describe_device(device)},
+                        {"bf16_products", has_matrix_unit() ? "processor" : "float32"}};
     provenance.integers = {{"git_dirty", build_info::git_dirty ? 1 : 0}, {"mpi_size", transport.mpi_size()}};
     // An allow-list: a whole environment holds tokens and passwords.
     for (const char* name :

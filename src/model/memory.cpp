@@ -26,7 +26,7 @@ EngineMemory engine_memory(const ModelConfig& config, const AdapterLayout& layou
     const std::int64_t temporary = activation * (2 * I + up + 2 * D + X) + residual * (2 * D) +
                                    (config.family->encoder ? residual * 2 * D : 0);  // normed streams in full precision
     EngineMemory memory;
-    memory.layer_bytes_per_row = temporary;
+    memory.temporary_bytes_per_row = temporary;
     memory.bytes_per_row = kept + temporary + 3 * residual * D;
     const std::int64_t logits = config.family->encoder ? 0 : 2 * head_chunk_rows * config.vocab_size * activation;
     memory.fixed_bytes = logits + (std::int64_t{64} << 20);

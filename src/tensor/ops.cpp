@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <variant>
 
 #include "hetlora/base/error.hpp"
 #include "hetlora/tensor/matrix_unit.hpp"
@@ -165,6 +167,7 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
         using T = Compute<S>;
         at::parallel_for(0, std::ssize(spans) * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
             thread_local std::vector<T> scratch;
+            [[maybe_unused]] const std::conditional_t<std::is_same_v<S, Bfloat16>, MatrixUnitUse, std::monostate> use;
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t task = begin; task < end; ++task) {
                 kernels<S>().attention(data_of<S>(q), data_of<S>(k), data_of<S>(v), data_of<S>(out),
@@ -172,7 +175,6 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, st
                                        spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads,
                                        scratch.data());
             }
-            if constexpr (std::is_same_v<S, Bfloat16>) release_matrix_unit();
         });
     });
 }
@@ -194,6 +196,7 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
         using T = Compute<S>;
         at::parallel_for(0, std::ssize(spans) * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
             thread_local std::vector<T> scratch;
+            [[maybe_unused]] const std::conditional_t<std::is_same_v<S, Bfloat16>, MatrixUnitUse, std::monostate> use;
             scratch.resize(static_cast<std::size_t>(scratch_size));
             for (std::int64_t task = begin; task < end; ++task) {
                 kernels<S>().attention_backward(
@@ -201,7 +204,6 @@ void attention_backward(const at::Tensor& q, const at::Tensor& k, const at::Tens
                     data_of<S>(gradient.q), data_of<S>(gradient.k), data_of<S>(gradient.v), shape,
                     spans[static_cast<std::size_t>(task / kv_heads)], task % kv_heads, scratch.data());
             }
-            if constexpr (std::is_same_v<S, Bfloat16>) release_matrix_unit();
         });
     });
 }

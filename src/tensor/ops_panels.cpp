@@ -37,6 +37,12 @@ void panel_product(const at::Tensor& x, const at::Tensor& panels, const at::Tens
             const std::int64_t rows = x.size(0);
             const std::int64_t inputs = x.size(1);
             const std::int64_t outputs = y.size(1);
+            const bool whole_rows =
+                x.stride(1) == 1 && y.stride(1) == 1 && (!addend.defined() || addend.stride(1) == 1);
+            if (!whole_rows || panels.size(1) != inputs || panels.size(0) * columns < outputs) {
+                throw bug_error("panel_product: {} inputs and {} outputs do not fit {} panels of {} inputs", inputs,
+                                outputs, panels.size(0), panels.size(1));
+            }
             const auto part = [&](std::int64_t row, std::int64_t row_end, std::int64_t panel, std::int64_t panel_end) {
                 const std::int64_t output = panel * columns;
                 const PanelShape shape{.rows = row_end - row,

@@ -232,6 +232,8 @@ TEST(LoadProblem, words_out_of_a_closed_set_are_named_with_the_nearest) {
     EXPECT_EQ(problems("", {"compute.gemm=widened"}).size(), 1U);
     EXPECT_EQ(problems("", {"compute.gemm=widened", "model.precision=bf16", "compute.pack_tokens=auto"}), Texts{});
     EXPECT_EQ(problems("", {"compute.gemm=onednn", "model.precision=fp64"}).size(), 1U);
+    EXPECT_EQ(problems("", {"compute.gemm=tiles", "model.precision=bf16"}).size(), 1U);
+    EXPECT_EQ(problems("", {"compute.gemm=tiles", "model.precision=fp64"}), Texts{});
     EXPECT_EQ(problems("", {"compute.pack_tokens=100"}).size(), 1U) << "data.sequence_length is 128";
     EXPECT_EQ(problems("", {"model.precision=flot32"}), Texts{"command line: model.precision = flot32: 'flot32' is not "
                                                               "one of fp32 | fp64 | bf16; did you mean float32?"});

@@ -236,7 +236,7 @@ TEST_P(ClassHeads, a_client_cannot_tell_that_it_was_batched) {
     const LlamaWeights weights = load_weights(folder(), at::kFloat, at::kCPU);
     const Classifier first = make_classifier(weights, layout_, 1, {11, 21, 3});
     const Classifier second = make_classifier(weights, layout_, 2, {16, 7});
-    for (const GemmPath gemm : {GemmPath::mkl, GemmPath::onednn}) {
+    for (const GemmPath gemm : {GemmPath::mkl, GemmPath::onednn, GemmPath::tiles}) {
         EngineOptions options;
         options.gemm = gemm;
         Engine engine(load_weights(folder(), at::kFloat, at::kCPU), layout_, options);

@@ -184,9 +184,11 @@ TEST(EnginePaths, recomputing_changes_no_bit) {
 }
 
 TEST(EnginePaths, the_memory_of_packed_originals_comes_back) {
-    Engine engine(scaled_weights(geometry('T'), at::kFloat), {}, {.gemm = GemmPath::onednn});
-    EXPECT_FALSE(engine.weights().layer[0].qkv_XD.defined());
-    EXPECT_TRUE(engine.weights().embedding_VD.defined());
+    for (const GemmPath gemm : {GemmPath::onednn, GemmPath::tiles}) {
+        Engine engine(scaled_weights(geometry('T'), at::kFloat), {}, {.gemm = gemm});
+        EXPECT_FALSE(engine.weights().layer[0].qkv_XD.defined());
+        EXPECT_TRUE(engine.weights().embedding_VD.defined());
+    }
 }
 
 TEST(EnginePrecision, fp32_gradients_equal_autograd) {

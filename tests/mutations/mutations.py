@@ -91,6 +91,20 @@ MUTATIONS = [
         "const int64_t all = seen.of_any<T>(c);",
         ("tensor_test", "model_test"),
     ),
+    Mutation(
+        "attention in bf16 keeps what was in the places of unseen keys",
+        "src/tensor/kernels_attention_pairs.inc",
+        "inline int64_t operator()(int64_t) const { return end; }",
+        "inline int64_t operator()(int64_t) const { return end - end; }",
+        ("tensor_test", "model_test"),
+    ),
+    Mutation(
+        "of a frozen matrix with many inputs the last stretch counts alone",
+        "src/tensor/kernels_panels.inc",
+        ": TileBase<T>{y, shape.y_stride};",
+        ": TileBase<T>{addend, shape.addend_stride};",
+        ("tensor_test",),
+    ),
     # Encoders and classification heads
     Mutation(
         "an encoder's tokens see only those before them",

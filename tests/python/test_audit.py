@@ -71,7 +71,8 @@ def audit(folder, capsys, *options):
 def test_correct_run_passes(world, tmp_path, capsys, name):
     config = config_with(world, VARIANTS[name])
     seen = simulated_run.simulate(tmp_path, *world, config)
-    code, report = audit(tmp_path, capsys, "--chain", "--evaluate", "--tolerance", "2e-5")
+    # The two sides add in other orders: on Zen 4 the float32 chains are 2.3e-5 apart, elsewhere less than 2e-5.
+    code, report = audit(tmp_path, capsys, "--chain", "--evaluate", "--tolerance", "5e-5")
     assert code == 0, [c for c in report["checks"] if not c["passed"]]
     assert report["facts"]["prunes in the trace"] == report["facts"]["prunes in the replay"] == seen["prunes"]
     if name == "hetlora sgd fp32":

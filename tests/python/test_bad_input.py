@@ -65,6 +65,7 @@ WORDS = {
     "unknown target": (["lora.targets=q_proj,w_proj"], ["w_proj"]),
     "small pack": (["compute.pack_tokens=10"], ["compute.pack_tokens = 10", "sequence_length = 24", "auto"]),
     "foreign gemm": (["compute.gemm=widened"], ["compute.gemm = widened", "model.precision = fp32"]),
+    "gemm without bf16": (["compute.gemm=tiles", "model.precision=bf16"], ["compute.gemm = tiles", "model.precision"]),
     "no value": (["local.steps"], ["local.steps", "section.key=value"]),
     "twice": (["local.steps=1", "local.steps=2"], ["local.steps=1", "local.steps=2"]),
     "idle key": (["lora.lora_alpha=8"], ["lora.lora_alpha", "scale_rule"]),

@@ -63,7 +63,7 @@ def test_includes_point_downwards(path):
         (r"#include <boost/program_options", r"src/config/"),
         (
             r"#include <(ATen|c10|torch)/",
-            r"include/hetlora/tensor/torch\.hpp|(include/hetlora|src)/plugin/|src/tensor/frozen_linear\.cpp|src/cuda/",
+            r"include/hetlora/tensor/torch\.hpp|(include/hetlora|src)/plugin/|src/tensor/(frozen_linear|matrix_unit)\.cpp|src/cuda/",
         ),
         (r"#include <(ATen/cuda|c10/cuda|cuda)", r"src/cuda/graph_step\.cpp"),
     ],

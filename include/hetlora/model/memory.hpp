@@ -19,8 +19,8 @@ struct EngineGeometry {
 struct EngineMemory {
     std::int64_t frozen_bytes = 0;   ///< matrices as they are held, and the rotary table
     std::int64_t bytes_per_row = 0;  ///< activations and temporaries of a training step, for each token row of a pack
-    std::int64_t layer_bytes_per_row = 0;  ///< of them: what one layer's feed-forward reads and writes in the backward
-    std::int64_t fixed_bytes = 0;          ///< a chunk of logits and its gradient, allocator and library overhead
+    std::int64_t temporary_bytes_per_row = 0;  ///< of them: the temporaries of one layer's backward
+    std::int64_t fixed_bytes = 0;              ///< a chunk of logits and its gradient, allocator and library overhead
 
     /// Bytes of a training step over a pack of this many rows.
     [[nodiscard]] std::int64_t step_bytes(std::int64_t rows) const { return fixed_bytes + rows * bytes_per_row; }

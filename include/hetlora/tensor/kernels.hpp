@@ -1,4 +1,5 @@
-// The CPU kernels of the training step: everything between two GEMMs, on raw pointers, without LibTorch.
+// The CPU kernels of the training step: everything between two GEMMs, on raw pointers, without LibTorch's
+// tensors.
 //
 // The same source (src/tensor/kernels.inc) is compiled once per vector level; `kernels<T>()` gives the table of the
 // level in use. Every kernel works on whole rows and a row's result never depends on its neighbours, so that a
