@@ -65,20 +65,14 @@ VectorChoice choice_of(VectorLevel level) {
                                         : VectorChoice::baseline;
 }
 
-struct PackLimits {
-    std::int64_t most = 0;   ///< rows
-    std::int64_t bytes = 0;  ///< of activations and temporaries
-};
-
-/// @param single what a row takes in float32: packs have the same rows in every precision
-PackLimits cpu_pack_limits(const EngineMemory& single, GemmPath path, int threads, std::int64_t free_bytes) {
+/// Most rows of a pack on a CPU. @param single what a row takes in float32: packs have the same rows in every precision
+std::int64_t most_cpu_pack_tokens(const EngineMemory& single, GemmPath path, int threads) {
     const std::int64_t worth_rows =
         pack_activation_bytes / single.bytes_per_row / least_pack_tokens * least_pack_tokens;
     const bool layer_stays_near =
         path == GemmPath::tiles && least_pack_tokens * single.temporary_bytes_per_row <= near_cache_bytes;
-    const std::int64_t near_rows = least_pack_tokens * std::max(threads, 1);
-    const std::int64_t most = std::min(layer_stays_near ? near_rows : cpu_pack_tokens, cpu_pack_tokens);
-    return {.most = std::min(most, std::max(worth_rows, least_pack_tokens)), .bytes = free_bytes};
+    const std::int64_t near_rows = layer_stays_near ? least_pack_tokens * std::max(threads, 1) : cpu_pack_tokens;
+    return std::min({near_rows, cpu_pack_tokens, std::max(worth_rows, least_pack_tokens)});
 }
 
 /// Says what bfloat16 costs on this processor, measured on one of the model's matrices.
@@ -251,15 +245,15 @@ EngineChoice choose_engine(Transport& transport, Settings& settings, const Model
         if (transport.is_root()) {
             EngineGeometry single = geometry;
             single.activation_bytes = single.residual_bytes = 4;
-            const PackLimits limits =
-                on_gpu ? PackLimits{.most = gpu_pack_tokens, .bytes = free_bytes / 4}
-                       : cpu_pack_limits(trains_base ? memory : engine_memory(config, layout, single), path,
-                                         compute.threads, free_bytes / 4);
-            const std::int64_t rows = limits.bytes / memory.bytes_per_row / least_pack_tokens * least_pack_tokens;
+            const std::int64_t most =
+                on_gpu ? gpu_pack_tokens
+                       : most_cpu_pack_tokens(trains_base ? memory : engine_memory(config, layout, single), path,
+                                              compute.threads);
+            const std::int64_t rows = free_bytes / 4 / memory.bytes_per_row / least_pack_tokens * least_pack_tokens;
             const std::int64_t longest = settings.data.sequence_length;
             chosen[1] = compute.pack_tokens > 0
                             ? compute.pack_tokens
-                            : std::clamp(rows, std::max(least_pack_tokens, longest), std::max(limits.most, longest));
+                            : std::clamp(rows, std::max(least_pack_tokens, longest), std::max(most, longest));
         }
         const std::int64_t available = compute.memory_gib > 0
                                            ? static_cast<std::int64_t>(compute.memory_gib * 1073741824.0)
